@@ -1,0 +1,120 @@
+"""What a checkpoint holds, how it reaches the disk whole, what is checked when it is read.
+
+The only user of torch.save and torch.load. A checkpoint is plain tensors, numbers, strings, lists and dicts:
+torch.load(path, weights_only=True) reads it. Optimizer moments are kept by parameter name, never by position.
+"""
+
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from app.param_groups import Group
+
+FORMAT = "duet checkpoint"
+VERSION = 1
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Writes `content` so that `path` holds either what it held before or all of it, also if the machine dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            torch.save({"format": FORMAT, "version": VERSION, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # the new name itself must reach the disk
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content, on the CPU. Raises FileNotFoundError, or ValueError if it is damaged or something else."""
+    path = Path(path)
+    remedy = "give a file that train.py wrote, such as runs/fusion/checkpoints/best.pt"
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist; {remedy}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load itself accepts a flipped bit
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is not a checkpoint, or was cut short ({error}); {remedy}") from None
+    if damaged:
+        raise ValueError(f"checkpoint {path} is damaged (checksum of {damaged}); {remedy}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for an archive that is not one of its own
+        raise ValueError(f"{path} is not a checkpoint ({str(error).splitlines()[0]}); {remedy}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path} holds something else than a checkpoint of Duet; {remedy}")
+    if content["version"] != VERSION:
+        raise ValueError(f"checkpoint {path} has version {content['version']}, this program reads {VERSION}; {remedy}")
+    return content
+
+
+def load_model_state(model: nn.Module, state: dict[str, torch.Tensor], path: str | Path) -> None:
+    """Raises ValueError, before anything changes, unless names and shapes are exactly the model's."""
+    own = model.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in state]
+    problems += [f"{name} is not in the model" for name in state if name not in own]
+    problems += [
+        f"{name} has shape {tuple(state[name].shape)}, the model {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(
+            f"checkpoint {path} does not fit the model of this config: {'; '.join(problems[:3])}{more}; "
+            "give the `model` section that it was trained with"
+        )
+    model.load_state_dict(state)
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, groups: list[Group]) -> dict[str, dict[str, Any]]:
+    """Parameter name -> its moments (exp_avg, ...). Settings are left out: they come from the config."""
+    return {
+        name: dict(optimizer.state[parameter])
+        for group in groups
+        for name, parameter in group.parameters.items()
+        if parameter in optimizer.state
+    }
+
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, groups: list[Group], state: dict[str, dict[str, Any]], path: str | Path
+) -> None:
+    """Raises ValueError, before anything changes, if a moment is of another shape or not finite.
+
+    A parameter without saved moments starts afresh.
+    """
+    parameters = {name: p for group in groups for name, p in group.parameters.items()}
+    for name, moments in state.items():
+        for key, value in moments.items():
+            if name not in parameters or not isinstance(value, torch.Tensor):
+                continue
+            if value.dim() and value.shape != parameters[name].shape:
+                raise ValueError(
+                    f"checkpoint {path}: {key} of {name} has shape {tuple(value.shape)}, "
+                    f"the parameter {tuple(parameters[name].shape)}; start without --resume"
+                )
+            if not torch.isfinite(value).all():
+                raise ValueError(f"checkpoint {path}: {key} of {name} is not finite; resume from an earlier one")
+    for name, parameter in parameters.items():
+        if name in state:
+            optimizer.state[parameter] = {
+                key: value.clone().to(parameter.device) if isinstance(value, torch.Tensor) else value
+                for key, value in state[name].items()
+            }

@@ -1,0 +1,129 @@
+"""One epoch of training, and a pass over a split. The only caller of optimizer.step()."""
+
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from app.group_stats import GroupStatistics
+from app.learning_rates import LearningRates
+from app.metrics import IGNORED, ClassificationMetrics, unimodal_label
+from app.randomness import seed_everything
+
+
+def train_one_epoch(
+    model: nn.Module,
+    loader: DataLoader,
+    optimizer: torch.optim.Optimizer,
+    learning_rates: LearningRates,
+    statistics: GroupStatistics,
+    *,
+    epoch: int,
+    step: int,
+    seed: int,
+    device: torch.device,
+    precision: str,
+    log_every: int,
+    log: Callable[[int, dict[str, float], dict[str, dict[str, float]]], None],
+) -> int:
+    """Trains on every batch of `loader` once.
+
+    Args:
+        step: optimizer steps finished before this epoch.
+        log: called every `log_every` steps with the step, {"loss", "accuracy"} since the last call, and the
+            groups' statistics. No other step waits for the device.
+
+    Returns the steps finished. Raises FloatingPointError, before the step, where a logged loss is not finite.
+    """
+    model.train()
+    loader.sampler.epoch = epoch
+    loss_sum = correct = torch.zeros((), device=device)
+    seen = 0
+    # In a log file a line every 10 seconds is plenty.
+    pace = 0.1 if sys.stderr.isatty() else 10
+    progress = tqdm(loader, desc=f"epoch {epoch + 1}", unit="step", leave=False, dynamic_ncols=True, mininterval=pace)
+    for batch in progress:
+        batch = to_device(batch, device)
+        learning_rates.set(step)
+        seed_everything("step", seed, step)  # dropout: the same whether the run was interrupted or not
+        with autocast(device, precision):
+            output = model(batch["image"], batch["sequence"], batch["length"], batch["present"])
+            loss = cross_entropy(output.logits, batch["label"])
+            # The unimodal heads' own loss. The model decides whether it reaches the branches.
+            own_losses = [
+                cross_entropy(logits, unimodal_label(batch, branch), ignore_index=IGNORED)
+                for branch, logits in output.unimodal_logits.items()
+            ]
+        optimizer.zero_grad(set_to_none=True)
+        sum(own_losses, loss).backward()
+
+        loss_sum = loss_sum + loss.detach()
+        correct = correct + (output.logits.argmax(1) == batch["label"]).float().mean()
+        seen += 1
+        logging = (step + 1) % log_every == 0
+        if logging:
+            train = {"loss": loss_sum.item() / seen, "accuracy": correct.item() / seen}
+            if not torch.isfinite(torch.tensor(train["loss"])):
+                raise FloatingPointError(
+                    f"the training loss is {train['loss']} at step {step + 1}; lower the learning rates"
+                )
+            statistics.before_step()
+        optimizer.step()
+        step += 1
+        if logging:
+            lrs = {name: f"{lr:.1e}" for name, lr in learning_rates.current().items()}
+            progress.set_postfix(loss=f"{train['loss']:.3f}", acc=f"{train['accuracy']:.3f}", **lrs)
+            log(step, train, statistics.after_step())
+            loss_sum = correct = torch.zeros((), device=device)
+            seen = 0
+    return step
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, loader: DataLoader, *, device: torch.device, precision: str
+) -> Iterator[tuple[dict[str, torch.Tensor], tuple]]:
+    """Yields each batch of `loader` with what the model, in eval mode, says of it."""
+    model.eval()
+    for batch in loader:
+        batch = to_device(batch, device)
+        with autocast(device, precision):
+            yield batch, model(batch["image"], batch["sequence"], batch["length"], batch["present"])
+
+
+def validate(
+    model: nn.Module,
+    loader: DataLoader,
+    metrics: ClassificationMetrics,
+    *,
+    device: torch.device,
+    precision: str,
+) -> dict[str, float]:
+    """The metrics of the whole split."""
+    metrics.to(device)
+    for metric in metrics.metrics.values():
+        metric.reset()
+    for batch, output in predict(model, loader, device=device, precision=precision):
+        metrics.update(output, batch)
+    return metrics.compute()
+
+
+def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def choose_device(name: str) -> torch.device:
+    """Raises ValueError if the machine has no such device; auto takes cuda, then mps, then cpu."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    usable = [device for device, there in available.items() if there]
+    if name != "auto" and name not in usable:
+        raise ValueError(f"device '{name}' is not available on this machine; use auto or one of {', '.join(usable)}")
+    return torch.device(usable[0] if name == "auto" else name)

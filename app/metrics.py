@@ -1,0 +1,60 @@
+"""Metrics of a whole split, gathered batch by batch; torchmetrics does the counting."""
+
+import torch
+from torch import nn
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
+
+# Stands for "no label" in cross_entropy and in torchmetrics: samples without that branch's input.
+IGNORED = -100
+BRANCHES = ("image_branch", "temporal_branch")  # in the order of `present`
+
+
+def unimodal_label(batch: dict[str, torch.Tensor], branch: str) -> torch.Tensor:
+    """(B,) labels for a branch's own head: IGNORED where the sample lacks that branch's input."""
+    return batch["label"].masked_fill(~batch["present"][:, BRANCHES.index(branch)], IGNORED)
+
+
+def metric_names(branches: list[str]) -> list[str]:
+    """What ClassificationMetrics.compute reports: the monitors that a config may name, without "val/"."""
+    return ["loss", "accuracy", "macro_f1", *(f"{b}/{m}" for b in branches for m in ("loss", "accuracy"))]
+
+
+class ClassificationMetrics(nn.Module):
+    """loss, accuracy and macro F1 of the fusion; loss and accuracy of each branch's own head."""
+
+    def __init__(self, num_classes: int, branches: list[str]):
+        super().__init__()
+        self.num_classes = num_classes
+        self.metrics = nn.ModuleDict(
+            {
+                "loss": MeanMetric(),
+                "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+                "macro_f1": MulticlassF1Score(num_classes, average="macro"),
+                "confusion": MulticlassConfusionMatrix(num_classes),
+            }
+        )
+        for branch in branches:
+            self.metrics[f"{branch}/loss"] = MeanMetric()
+            self.metrics[f"{branch}/accuracy"] = MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORED)
+
+    def update(self, output, batch: dict[str, torch.Tensor]) -> None:
+        """Takes a batch and what the model said of it (logits (B, C), unimodal_logits by branch)."""
+        label, logits = batch["label"], output.logits.float()
+        self.metrics["loss"].update(nn.functional.cross_entropy(logits, label, reduction="none"))
+        for name in ("accuracy", "macro_f1", "confusion"):
+            self.metrics[name].update(logits, label)
+        for branch, branch_logits in output.unimodal_logits.items():
+            own_label = unimodal_label(batch, branch)
+            losses = nn.functional.cross_entropy(
+                branch_logits.float(), own_label, reduction="none", ignore_index=IGNORED
+            )
+            self.metrics[f"{branch}/loss"].update(losses, weight=(own_label != IGNORED).float())
+            self.metrics[f"{branch}/accuracy"].update(branch_logits, own_label)
+
+    def compute(self) -> dict[str, float]:
+        return {name: metric.compute().item() for name, metric in self.metrics.items() if name != "confusion"}
+
+    def confusion_matrix(self) -> torch.Tensor:
+        """(C, C) counts: rows are true classes, columns predictions."""
+        return self.metrics["confusion"].compute().cpu()

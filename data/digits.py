@@ -1,0 +1,173 @@
+"""The default data set: a written digit and a spoken digit of the same class, both noisy.
+
+Written digits are scikit-learn's `load_digits` (1,797 images of 8x8, UCI "Optical Recognition of Handwritten
+Digits", CC BY 4.0). Spoken digits are `assets.SPOKEN_DIGITS`. Neither source knows the other, so pairs are
+made here: both sources are split first, and paired by class inside a split, so no recording and no image is
+ever in two splits.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch.utils.data import Dataset
+
+from app.config import DataConfig
+from app.randomness import stream
+from data import assets
+from data.transforms import gray_to_network_image, with_deltas
+
+CLASS_NAMES = tuple(str(digit) for digit in range(10))
+NUM_FEATURES = 39  # 13 MFCC, their deltas and the deltas of those
+# The splits, and the pairs and noise of validation and test, are the same for every run and every seed.
+SPLIT_SEED = 0
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """N recordings: mfcc (N, T, 13) padded with zeros, length (N,), label (N,)."""
+
+    mfcc: torch.Tensor
+    length: torch.Tensor
+    label: torch.Tensor
+
+    def take(self, rows: np.ndarray) -> "Recordings":
+        return Recordings(self.mfcc[rows], self.length[rows], self.label[rows])
+
+
+class PairedDigits(Dataset):
+    """One split. A sample is a recording; its image is drawn among the split's images of the same class.
+
+    Indexed by (epoch, indices), and returns that whole batch (see data/loaders.py). Image and noise of a
+    sample come from a stream derived from (seed, epoch, sample) where `redraw` is true, and never change
+    where it is false.
+
+    Args:
+        images: (M, 8, 8) float32 from 0 to 1.
+        image_label: (M,) int64.
+        recordings: already normalised.
+        image_noise: deviation of the noise on the 8x8 image; 1 is the step from black to white.
+        sequence_noise: deviation of the noise on each MFCC, in deviations of that MFCC.
+    """
+
+    def __init__(
+        self,
+        images: torch.Tensor,
+        image_label: torch.Tensor,
+        recordings: Recordings,
+        *,
+        split: str,
+        image_size: int,
+        image_noise: float,
+        sequence_noise: float,
+        seed: int,
+        redraw: bool,
+    ):
+        self.images = images
+        self.images_of_class = [torch.nonzero(image_label == c).flatten() for c in range(len(CLASS_NAMES))]
+        self.recordings = recordings
+        self.split = split
+        self.image_size = image_size
+        self.image_noise = image_noise
+        self.sequence_noise = sequence_noise
+        self.seed = seed if redraw else SPLIT_SEED
+        self.redraw = redraw
+
+    def __len__(self) -> int:
+        return len(self.recordings.label)
+
+    def __getitem__(self, epoch_and_indices: tuple[int, torch.Tensor]) -> dict[str, torch.Tensor]:
+        epoch, indices = epoch_and_indices
+        label = self.recordings.label[indices]
+        length = self.recordings.length[indices]
+        sequence = self.recordings.mfcc[indices, : int(length.max())]  # (B, T, 13), a copy
+        images = torch.empty(len(indices), *self.images.shape[1:])
+        for row, index in enumerate(indices.tolist()):
+            generator = stream("pair", self.split, self.seed, epoch if self.redraw else 0, index)
+            candidates = self.images_of_class[label[row]]
+            choice = torch.randint(len(candidates), (1,), generator=generator)
+            images[row] = self.images[candidates[choice]]
+            if self.image_noise:
+                images[row] += self.image_noise * torch.randn(images.shape[1:], generator=generator)
+            if self.sequence_noise:
+                frames = sequence[row, : length[row]]
+                frames += self.sequence_noise * torch.randn(frames.shape, generator=generator)
+        return {
+            "image": gray_to_network_image(images, self.image_size),
+            "sequence": with_deltas(sequence, length),
+            "length": length,
+            "present": torch.ones(len(indices), 2, dtype=torch.bool),
+            "label": label,
+            "index": indices,
+        }
+
+
+def load_splits(
+    config: DataConfig, *, seed: int, normalisation: dict[str, list[float]] | None = None
+) -> tuple[dict[str, PairedDigits], dict[str, list[float]]]:
+    """The splits "train" (2,100 pairs), "val" (450) and "test" (450), and the MFCC normalisation.
+
+    Args:
+        normalisation: {"mean": 13 values, "std": 13 values}, e.g. those of a checkpoint; measured on the
+            training split if None.
+
+    Raises FileNotFoundError or ValueError if the recordings cannot be had (see data/assets.py).
+    """
+    written = load_digits()
+    images = torch.from_numpy(written.images).float() / 16  # stored as 0 to 16
+    image_label = torch.from_numpy(written.target).long()
+    recordings = _read_recordings()
+
+    image_rows = _split_rows(written.target)
+    recording_rows = _split_rows(recordings.label.numpy())
+    if normalisation is None:
+        normalisation = _measure(recordings.take(recording_rows["train"]))
+    recordings = _normalise(recordings, normalisation)
+
+    splits = {
+        split: PairedDigits(
+            images[image_rows[split]],
+            image_label[image_rows[split]],
+            recordings.take(recording_rows[split]),
+            split=split,
+            image_size=config.image_size,
+            image_noise=config.image_noise,
+            sequence_noise=config.sequence_noise,
+            seed=seed,
+            redraw=split == "train",
+        )
+        for split in ("train", "val", "test")
+    }
+    return splits, normalisation
+
+
+def _read_recordings() -> Recordings:
+    with np.load(assets.fetch(assets.SPOKEN_DIGITS)) as archive:
+        frames, label, lengths = archive["X"], archive["y"], archive["lengths"]
+    rows = torch.split(torch.from_numpy(frames), lengths.tolist())
+    mfcc = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return Recordings(mfcc, torch.from_numpy(lengths), torch.from_numpy(label))
+
+
+def _split_rows(label: np.ndarray) -> dict[str, np.ndarray]:
+    """70/15/15, stratified by class."""
+    train, rest = train_test_split(np.arange(len(label)), train_size=0.7, stratify=label, random_state=SPLIT_SEED)
+    val, test = train_test_split(rest, train_size=0.5, stratify=label[rest], random_state=SPLIT_SEED)
+    return {"train": train, "val": val, "test": test}
+
+
+def _real_frames(recordings: Recordings) -> torch.Tensor:
+    return torch.arange(recordings.mfcc.shape[1]) < recordings.length[:, None]  # (N, T)
+
+
+def _measure(recordings: Recordings) -> dict[str, list[float]]:
+    frames = recordings.mfcc[_real_frames(recordings)]  # (frames, 13)
+    return {"mean": frames.mean(0).tolist(), "std": frames.std(0).tolist()}
+
+
+def _normalise(recordings: Recordings, normalisation: dict[str, list[float]]) -> Recordings:
+    mean, std = torch.tensor(normalisation["mean"]), torch.tensor(normalisation["std"])
+    mfcc = (recordings.mfcc - mean) / std * _real_frames(recordings)[:, :, None]
+    return Recordings(mfcc, recordings.length, recordings.label)

@@ -1,0 +1,120 @@
+"""The whole model: an image branch and a temporal branch, joined by a fusion head."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from models.fusion_head import FusionHead
+from models.image_branch import build_network, measure_embedding_dim, remove_classification_layer
+from models.pretrained import load_weights
+from models.temporal_branch import TemporalBranch
+
+
+class Output(NamedTuple):
+    """What the model says of a batch; the dicts are keyed by branch name."""
+
+    logits: torch.Tensor  # (B, num_classes)
+    embeddings: dict[str, torch.Tensor]  # each (B, D)
+    unimodal_logits: dict[str, torch.Tensor]  # each (B, num_classes): that branch on its own
+
+
+class FusionClassifier(nn.Module):
+    """Late fusion of built parts (the shape of late fusion in TorchMultimodal).
+
+    Args:
+        image_branch: (B, 3, H, W) -> (B, D), or None for a model that reads sequences only.
+        temporal_branch: (B, T, F), (B,) -> (B, D), or None for a model that reads images only.
+        fusion_head: list of embeddings -> (B, num_classes).
+        unimodal_heads: branch name -> (B, D) -> (B, num_classes).
+        unimodal_gradient: how much of the unimodal heads' gradient reaches the branches. With 0 the heads
+            read detached embeddings: they learn, and change nothing else.
+    """
+
+    def __init__(
+        self,
+        image_branch: nn.Module | None,
+        temporal_branch: nn.Module | None,
+        fusion_head: nn.Module,
+        unimodal_heads: dict[str, nn.Module],
+        *,
+        unimodal_gradient: float = 0.0,
+    ):
+        super().__init__()
+        self.image_branch = image_branch
+        self.temporal_branch = temporal_branch
+        self.fusion_head = fusion_head
+        self.unimodal_heads = nn.ModuleDict(unimodal_heads)
+        self.unimodal_gradient = unimodal_gradient
+
+    def forward(
+        self,
+        image: torch.Tensor,  # (B, 3, H, W)
+        sequence: torch.Tensor,  # (B, T, F)
+        length: torch.Tensor,  # (B,)
+        present: torch.Tensor,  # (B, 2) bool: whether there is an image, a sequence
+    ) -> Output:
+        embeddings = {}
+        if self.image_branch is not None:
+            embedding = self.image_branch(image).flatten(1)
+            embeddings["image_branch"] = embedding.masked_fill(~present[:, 0:1], 0.0)
+        if self.temporal_branch is not None:
+            embedding = self.temporal_branch(sequence, length)
+            embeddings["temporal_branch"] = embedding.masked_fill(~present[:, 1:2], 0.0)
+        unimodal_logits = {
+            name: head(_scale_gradient(embeddings[name], self.unimodal_gradient))
+            for name, head in self.unimodal_heads.items()
+        }
+        return Output(self.fusion_head(list(embeddings.values())), embeddings, unimodal_logits)
+
+
+def _scale_gradient(x: torch.Tensor, factor: float) -> torch.Tensor:
+    """The value of `x`, with `factor` times its gradient."""
+    detached = x.detach()
+    return detached if factor == 0 else detached + factor * (x - detached)
+
+
+def build_fusion_classifier(
+    *,
+    image_branch: dict,
+    temporal_branch: dict,
+    fusion_head: dict,
+    unimodal_heads: dict,
+    image_size: int,
+    num_features: int,
+    num_classes: int,
+    fetch_packaged: Callable[[], Path] | None = None,
+) -> tuple[FusionClassifier, str]:
+    """Builds all parts from the config's `model` section, given as plain values.
+
+    Args:
+        image_size: pixels of an edge.
+        num_features: F of the sequences (B, T, F).
+        fetch_packaged: gives the file of the packaged weights. None loads no weights at all, for a model
+            whose own weights come from a checkpoint.
+
+    Returns the model and a description of the image branch's weights. Raises ValueError or FileNotFoundError
+    for an unknown architecture, an image_size it cannot read, or weights that cannot be had.
+    """
+    network = build_network(image_branch["architecture"])
+    weights = "not loaded"
+    if fetch_packaged is not None:
+        weights = load_weights(network, image_branch["architecture"], image_branch["weights"], fetch_packaged)
+    network = remove_classification_layer(network)
+    # channels_last weights make convolutions run in that layout: 1.6x faster on a CPU, faster on a GPU too.
+    network.to(memory_format=torch.channels_last)
+    temporal = TemporalBranch(num_features, **temporal_branch)
+    dims = {
+        "image_branch": measure_embedding_dim(network, image_size),
+        "temporal_branch": temporal.embedding_dim,
+    }
+    model = FusionClassifier(
+        network,
+        temporal,
+        FusionHead(list(dims.values()), num_classes, **fusion_head),
+        {name: nn.Linear(dim, num_classes) for name, dim in dims.items()},
+        unimodal_gradient=unimodal_heads["loss_weight"],
+    )
+    return model, weights

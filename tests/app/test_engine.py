@@ -1,0 +1,132 @@
+import copy
+
+import pytest
+import torch
+
+from app.config import LearningRatesConfig
+from app.engine import choose_device, predict, train_one_epoch, validate
+from app.group_stats import GroupStatistics
+from app.learning_rates import LearningRates
+from app.metrics import ClassificationMetrics
+from app.param_groups import build_optimizer
+
+CPU = {"device": torch.device("cpu"), "precision": "fp32"}
+
+
+class OneEpoch(list):
+    """Stands for a loader: batches, and a sampler that takes the epoch."""
+
+    class sampler:
+        epoch = 0
+
+
+@pytest.fixture
+def trained(small_batch, optimizer_config):
+    def train(model, *, batches=4, log_every=1, lr_scale=1.0, log=lambda *values: None):
+        optimizer, groups = build_optimizer(model, optimizer_config)
+        rates = LearningRates(groups, LearningRatesConfig(warmup_steps=0, reductions=[]), [])
+        rates.base = {name: lr * lr_scale for name, lr in rates.base.items()}
+        loader = OneEpoch([small_batch] * batches)
+        arguments = {"epoch": 0, "step": 0, "seed": 0, "log_every": log_every, "log": log, **CPU}
+        return train_one_epoch(model, loader, optimizer, rates, GroupStatistics(groups), **arguments)
+
+    return train
+
+
+def test_logs_on_logging_steps_only_with_the_groups_statistics(small_model, trained):
+    calls = []
+    assert trained(small_model, batches=7, log_every=3, log=lambda *values: calls.append(values)) == 7
+    assert [step for step, _, _ in calls] == [3, 6]
+    assert calls[0][1].keys() == {"loss", "accuracy"}
+    assert set(calls[0][2]) == {"image_branch", "temporal_branch", "fusion_head", "unimodal_heads"}
+
+
+def test_training_is_the_same_twice_whatever_was_drawn_before(small_model, trained):
+    models = [copy.deepcopy(small_model) for _ in range(2)]
+    for i, model in enumerate(models):
+        torch.rand(i)
+        trained(model)
+    for a, b in zip(*(m.state_dict().values() for m in models), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_detached_heads_change_nothing_in_the_rest_of_the_model(small_model, small_batch, trained):
+    with_heads, without = copy.deepcopy(small_model), copy.deepcopy(small_model)
+    for parameter in without.unimodal_heads.parameters():
+        torch.nn.init.constant_(parameter, 7.0)
+    for model in (with_heads, without):
+        trained(model)
+    for name in ("image_branch", "temporal_branch", "fusion_head"):
+        for a, b in zip(getattr(with_heads, name).parameters(), getattr(without, name).parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_heads_with_weight_train_the_branches(small_model, trained):
+    plain, weighted = copy.deepcopy(small_model), copy.deepcopy(small_model)
+    weighted.unimodal_gradient = 0.5
+    for model in (plain, weighted):
+        trained(model)
+    assert not torch.equal(plain.image_branch[0].weight, weighted.image_branch[0].weight)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(small_model, small_batch, trained):
+    before = copy.deepcopy(small_model.image_branch[0].weight)
+    small_batch["image"][0] = float("inf")
+    with pytest.raises(FloatingPointError, match="training loss is nan at step 1; lower the learning rates"):
+        trained(small_model)
+    assert torch.equal(before, small_model.image_branch[0].weight)
+
+
+def test_no_read_back_from_the_device_on_steps_that_log_nothing(small_model, trained, monkeypatch):
+    reads = []
+    for name in ("item", "tolist", "__bool__", "__float__"):
+        original = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda *a, _f=original, _n=name, **k: (reads.append(_n), _f(*a, **k))[1]
+        )
+    trained(small_model, batches=9, log_every=100)
+    assert reads == []
+
+
+@torch.no_grad()
+def split_into(batch, sizes, extra_padding=0):
+    """The same samples as batches of `sizes`, each cut to its own longest sequence plus padding."""
+    batches, start = OneEpoch(), 0
+    for size in sizes:
+        part = {name: value[start : start + size] for name, value in batch.items()}
+        longest = int(part["length"].max())
+        padding = torch.full((size, extra_padding, batch["sequence"].shape[2]), float("nan"))
+        part["sequence"] = torch.cat([part["sequence"][:, :longest], padding], dim=1)
+        batches.append(part)
+        start += size
+    return batches
+
+
+@pytest.mark.parametrize(("sizes", "padding"), [([6], 13), ([1] * 6, 0), ([2, 4], 3)])
+def test_padding_and_batch_size_do_not_change_a_samples_logits(small_model, small_batch, sizes, padding):
+    reference = torch.cat([output.logits for _, output in predict(small_model, [small_batch], **CPU)])
+    batches = split_into(small_batch, sizes, padding)
+    logits = torch.cat([output.logits for _, output in predict(small_model, batches, **CPU)])
+    torch.testing.assert_close(logits, reference, atol=1e-6, rtol=1e-5)
+
+
+def test_batch_order_does_not_change_a_samples_logits(small_model, small_batch):
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    shuffled = {name: value[order] for name, value in small_batch.items()}
+    (_, a), (_, b) = (next(predict(small_model, [batch], **CPU)) for batch in (small_batch, shuffled))
+    torch.testing.assert_close(a.logits[order], b.logits, atol=1e-6, rtol=1e-5)
+
+
+def test_validation_leaves_the_model_as_it_is(small_model, small_batch):
+    before = copy.deepcopy(small_model.state_dict())
+    metrics = ClassificationMetrics(3, ["image_branch", "temporal_branch"])
+    first = validate(small_model, [small_batch], metrics, **CPU)
+    assert validate(small_model, [small_batch], metrics, **CPU) == first  # counters start afresh
+    assert all(torch.equal(before[name], value) for name, value in small_model.state_dict().items())
+
+
+def test_a_device_that_is_not_there_is_refused():
+    assert choose_device("cpu").type == "cpu"
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="'cuda' is not available on this machine; use auto or one of"):
+            choose_device("cuda")

@@ -1,0 +1,47 @@
+"""Oracle: scikit-learn's metrics over the whole split at once."""
+
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
+
+from app.metrics import ClassificationMetrics, metric_names
+from models.fusion_classifier import Output
+
+BRANCHES = ["image_branch", "temporal_branch"]
+
+
+@pytest.fixture
+def gathered():
+    """Three batches of uneven size, some samples without their sequence."""
+    generator = torch.Generator().manual_seed(0)
+    metrics, rows = ClassificationMetrics(4, BRANCHES), []
+    for size in (5, 7, 1):
+        label = torch.randint(4, (size,), generator=generator)
+        logits, image, temporal = (torch.randn(size, 4, generator=generator) for _ in range(3))
+        present = torch.ones(size, 2, dtype=torch.bool)
+        present[::2, 1] = False
+        batch = {"label": label, "present": present}
+        metrics.update(Output(logits, {}, {"image_branch": image, "temporal_branch": temporal}), batch)
+        rows.append((label, logits, image, temporal, present[:, 1]))
+    return metrics, [torch.cat(column) for column in zip(*rows, strict=True)]
+
+
+def test_equal_to_scikit_learn(gathered):
+    metrics, (label, logits, image, temporal, has_sequence) = gathered
+    values = metrics.compute()
+    guess = logits.argmax(1)
+    assert values["accuracy"] == pytest.approx(accuracy_score(label, guess))
+    assert values["macro_f1"] == pytest.approx(f1_score(label, guess, average="macro"))
+    assert values["loss"] == pytest.approx(log_loss(label, logits.double().softmax(1)), rel=1e-5)
+    assert values["image_branch/accuracy"] == pytest.approx(accuracy_score(label, image.argmax(1)))
+    assert metrics.confusion_matrix().tolist() == confusion_matrix(label, guess, labels=range(4)).tolist()
+    assert list(values) == metric_names(BRANCHES)
+
+
+def test_samples_without_a_branchs_input_do_not_count_for_it(gathered):
+    metrics, (label, _, _, temporal, has_sequence) = gathered
+    label, temporal = label[has_sequence], temporal[has_sequence]
+    values = metrics.compute()
+    assert values["temporal_branch/accuracy"] == pytest.approx(accuracy_score(label, temporal.argmax(1)))
+    expected = log_loss(label, temporal.double().softmax(1), labels=range(4))
+    assert values["temporal_branch/loss"] == pytest.approx(expected, rel=1e-5)

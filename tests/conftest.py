@@ -1,0 +1,63 @@
+"""Fixtures shared by the tests: a small model whose parts have Duet's names, and a small complete config."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from app.config import GroupConfig, OptimizerConfig, parse_config
+from models.fusion_classifier import FusionClassifier
+from models.fusion_head import FusionHead
+from models.temporal_branch import TemporalBranch
+
+ROOT = Path(__file__).parent.parent
+GROUP_NAMES = ("image_branch", "temporal_branch", "fusion_head", "unimodal_heads")
+
+
+@pytest.fixture
+def tree() -> dict:
+    """configs/fusion.yaml as plain values, to be changed and parsed."""
+    return OmegaConf.to_container(OmegaConf.load(ROOT / "configs" / "fusion.yaml"))
+
+
+@pytest.fixture
+def config(tree):
+    return parse_config(tree)[0]
+
+
+@pytest.fixture
+def small_model() -> FusionClassifier:
+    """Real branches, small: 8x8 images, 5 features per frame, 3 classes, BatchNorm and dropout included."""
+    torch.manual_seed(0)
+    image = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    temporal = TemporalBranch(5, hidden_size=6, num_layers=2, dropout=0.1)
+    heads = {"image_branch": nn.Linear(4, 3), "temporal_branch": nn.Linear(6, 3)}
+    return FusionClassifier(image, temporal, FusionHead([4, 6], 3, hidden_size=7, dropout=0.1), heads)
+
+
+@pytest.fixture
+def small_batch() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    length = torch.tensor([4, 9, 1, 6, 9, 2])
+    sequence = torch.randn(6, 9, 5, generator=generator)
+    sequence[torch.arange(9) >= length[:, None]] = 0
+    return {
+        "image": torch.randn(6, 3, 8, 8, generator=generator),
+        "sequence": sequence,
+        "length": length,
+        "present": torch.ones(6, 2, dtype=torch.bool),
+        "label": torch.tensor([0, 1, 2, 0, 1, 2]),
+        "index": torch.arange(6),
+    }
+
+
+@pytest.fixture
+def optimizer_config() -> OptimizerConfig:
+    """A different lr, weight decay and beta2 for every group, so that a mix-up shows."""
+    groups = {
+        name: GroupConfig(lr=10.0 ** -(i + 1), weight_decay=0.01 * i, betas=[0.9, 0.99 - 0.01 * i])
+        for i, name in enumerate(GROUP_NAMES)
+    }
+    return OptimizerConfig(name="AdamW", groups=groups)

@@ -1,0 +1,116 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from data import digits
+from data.loaders import make_loader
+
+
+@pytest.fixture(scope="module")
+def data_config():
+    from app.config import load_config
+    from tests.conftest import ROOT
+
+    return replace(load_config(ROOT / "configs" / "fusion.yaml")[0].data, image_size=16)
+
+
+@pytest.fixture(scope="module")
+def splits(data_config):
+    return digits.load_splits(data_config, seed=0)[0]
+
+
+def rows(dataset, epoch, indices):
+    return dataset[epoch, torch.tensor(indices)]
+
+
+def test_sizes_and_stratification(splits):
+    assert {name: len(split) for name, split in splits.items()} == {"train": 2100, "val": 450, "test": 450}
+    for name, per_class in {"train": 210, "val": 45, "test": 45}.items():
+        assert torch.bincount(splits[name].recordings.label).tolist() == [per_class] * 10
+    assert sum(len(split.images) for split in splits.values()) == 1797
+
+
+def test_no_recording_and_no_image_is_in_two_splits(splits):
+    for get in (lambda s: s.recordings.mfcc, lambda s: s.images):
+        seen = [row.numpy().tobytes() for split in splits.values() for row in get(split)]
+        own = [{row.numpy().tobytes() for row in get(split)} for split in splits.values()]
+        assert len(set(seen)) == sum(len(contents) for contents in own)
+
+
+def test_pairs_are_of_one_class(data_config):
+    quiet = replace(data_config, image_noise=0.0, sequence_noise=0.0, image_size=8)
+    splits, _ = digits.load_splits(quiet, seed=0)
+    for split in splits.values():
+        batch = rows(split, 3, list(range(0, len(split), 7)))
+        by_pixels = {}
+        for label, candidates in enumerate(split.images_of_class):
+            for image in split.images[candidates]:
+                by_pixels.setdefault(image.numpy().tobytes(), set()).add(label)
+        red = batch["image"][:, 0] * 0.229 + 0.485
+        for image, label in zip((red * 16).round() / 16, batch["label"].tolist(), strict=True):
+            assert label in by_pixels[image.numpy().tobytes()]
+
+
+def test_normalisation_comes_from_the_training_split_alone(data_config, splits):
+    quiet = replace(data_config, sequence_noise=0.0)
+    quiet_splits, normalisation = digits.load_splits(quiet, seed=0)
+    batch = rows(quiet_splits["train"], 0, list(range(2100)))
+    real = torch.arange(batch["sequence"].shape[1]) < batch["length"][:, None]
+    frames = batch["sequence"][:, :, :13][real]
+    torch.testing.assert_close(frames.mean(0), torch.zeros(13), atol=1e-4, rtol=0)
+    torch.testing.assert_close(frames.std(0), torch.ones(13), atol=1e-4, rtol=0)
+    again, same = digits.load_splits(quiet, seed=0, normalisation={"mean": [0.0] * 13, "std": [2.0] * 13})
+    assert same == {"mean": [0.0] * 13, "std": [2.0] * 13}
+    assert len(normalisation["mean"]) == 13
+    raw = again["val"].recordings.mfcc * 2
+    mean, std = torch.tensor(normalisation["mean"]), torch.tensor(normalisation["std"])
+    first = raw[0, : again["val"].recordings.length[0]]
+    expected = quiet_splits["val"].recordings.mfcc[0, : len(first)]
+    torch.testing.assert_close((first - mean) / std, expected)
+
+
+def test_a_sample_does_not_depend_on_its_batch(splits):
+    for name in ("train", "val"):
+        alone = rows(splits[name], 2, [5])
+        together = rows(splits[name], 2, [9, 100, 5, 0])
+        n = int(alone["length"])
+        assert torch.equal(alone["image"][0], together["image"][2])
+        torch.testing.assert_close(alone["sequence"][0, :n], together["sequence"][2, :n])
+
+
+def test_training_pairs_are_drawn_anew_each_epoch_and_from_the_seed(data_config, splits):
+    other_seed = digits.load_splits(data_config, seed=1)[0]
+    first = rows(splits["train"], 0, [1, 2, 3])
+    assert torch.equal(first["image"], rows(splits["train"], 0, [1, 2, 3])["image"])
+    for other in (rows(splits["train"], 1, [1, 2, 3]), rows(other_seed["train"], 0, [1, 2, 3])):
+        assert not torch.equal(first["image"], other["image"])
+        assert not torch.equal(first["sequence"], other["sequence"])
+
+
+def test_validation_and_test_never_change(data_config, splits):
+    other_seed = digits.load_splits(data_config, seed=1)[0]
+    for name in ("val", "test"):
+        first = rows(splits[name], 0, [1, 2, 3])
+        for other in (rows(splits[name], 5, [1, 2, 3]), rows(other_seed[name], 0, [1, 2, 3])):
+            assert torch.equal(first["image"], other["image"])
+            assert torch.equal(first["sequence"], other["sequence"])
+
+
+def test_noise_has_its_stated_size(data_config, splits):
+    quiet = digits.load_splits(replace(data_config, image_noise=0.0, sequence_noise=0.0, image_size=8), seed=0)[0]
+    noisy = digits.load_splits(replace(data_config, image_size=8), seed=0)[0]
+    indices = list(range(400))
+    a, b = rows(quiet["train"], 0, indices), rows(noisy["train"], 0, indices)
+    assert ((b["image"] - a["image"])[:, 0] * 0.229).std().item() == pytest.approx(0.25, rel=0.03)
+    real = torch.arange(a["sequence"].shape[1]) < a["length"][:, None]
+    assert (b["sequence"] - a["sequence"])[:, :, :13][real].std().item() == pytest.approx(1.5, rel=0.03)
+
+
+def test_batches_have_the_documented_shapes(splits):
+    batch = next(iter(make_loader(splits["train"], 32, shuffle=True)))
+    longest = int(batch["length"].max())
+    assert batch["image"].shape == (32, 3, 16, 16) and batch["image"].dtype == torch.float32
+    assert batch["sequence"].shape == (32, longest, 39) and batch["sequence"].dtype == torch.float32
+    assert batch["length"].min() >= 1 and batch["length"].dtype == torch.int64
+    assert batch["present"].shape == (32, 2) and batch["present"].dtype == torch.bool

@@ -1,0 +1,56 @@
+"""Oracle: the same weights run over each sequence alone, and packed."""
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from models.temporal_branch import TemporalBranch
+
+KINDS = [(1, False), (3, False), (1, True), (2, True)]
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: f"{kind[0]} layers, bidirectional {kind[1]}")
+def branch(request):
+    torch.manual_seed(0)
+    num_layers, bidirectional = request.param
+    return TemporalBranch(5, hidden_size=8, num_layers=num_layers, bidirectional=bidirectional, dropout=0.5).eval()
+
+
+@pytest.fixture
+def batch():
+    length = torch.tensor([3, 11, 1, 7, 11])
+    return torch.randn(5, 11, 5, generator=torch.Generator().manual_seed(2)), length
+
+
+def test_equal_to_each_sequence_alone(branch, batch):
+    sequence, length = batch
+    together = branch(sequence, length)
+    assert together.shape == (5, branch.embedding_dim)
+    for row, n in enumerate(length.tolist()):
+        alone = branch(sequence[row : row + 1, :n], length[row : row + 1])[0]
+        torch.testing.assert_close(together[row], alone, atol=1e-6, rtol=1e-5)
+
+
+def test_equal_to_the_packed_lstm(branch, batch):
+    sequence, length = batch
+    packed = pack_padded_sequence(sequence, length, batch_first=True, enforce_sorted=False)
+    _, (h_n, _) = branch.lstm(packed)
+    expected = torch.cat([h_n[-2], h_n[-1]], dim=1) if branch.lstm.bidirectional else h_n[-1]
+    torch.testing.assert_close(branch(sequence, length), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("filling", [0.0, 1e6, float("nan")])
+def test_padding_changes_neither_output_nor_gradient(branch, batch, filling):
+    sequence, length = batch
+    longer = torch.full((5, 20, 5), filling)
+    for row, n in enumerate(length.tolist()):
+        longer[row, :n] = sequence[row, :n]
+    outputs, gradients = [], []
+    for x in (sequence, longer):
+        branch.zero_grad()
+        outputs.append(branch(x, length))
+        outputs[-1].square().sum().backward()
+        gradients.append([p.grad.clone() for p in branch.parameters()])
+    torch.testing.assert_close(outputs[0], outputs[1], atol=1e-6, rtol=1e-5)
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
