@@ -23,8 +23,7 @@ from app.learning_rates import LearningRates, describe_event
 from app.metrics import ClassificationMetrics, metric_names
 from app.param_groups import Group, build_optimizer, describe_groups, group_table, hyperparameters
 from app.randomness import make_deterministic, seed_everything
-from app.run_folder import JsonLines, create_run_folder, newest_checkpoint
-from app.tensorboard import TensorBoard
+from app.run_folder import RunLog, create_run_folder, newest_checkpoint
 from data import assets, digits
 from data.loaders import make_loader
 from data.transforms import network_image_to_rgb
@@ -150,20 +149,12 @@ def train(run: Run) -> None:
     metrics = ClassificationMetrics(len(digits.CLASS_NAMES), branches)
     statistics = GroupStatistics(run.groups)
 
-    # A stopped run may have written lines behind its last checkpoint: on resume they give way.
     done = progress["step"] if run.resumed else None
-    records = JsonLines(folder / "metrics.jsonl", keep_to_step=done)
-    lr_events = JsonLines(folder / "lr_events.jsonl", keep_to_step=done)
-    board = TensorBoard(folder / "tensorboard", [group.name for group in run.groups], branches, resume_after=done)
-    board.config((folder / "config.yaml").read_text())
+    run_log = RunLog(folder, [group.name for group in run.groups], branches, resume_after=done)
 
-    def log(step: int, values: dict[str, float], group_statistics: dict[str, dict[str, float]]) -> None:
-        now = {"step": step, "epoch": progress["epoch"] + 1}
-        readings = {name: hyper | group_statistics[name] for name, hyper in hyperparameters(run.groups).items()}
-        records.write({**now, "kind": "train", **values})
-        records.write({**now, "kind": "stats", "groups": readings})
-        board.train(step, values)
-        board.groups(step, readings)
+    def log(step: int, values: dict[str, float], statistics: dict[str, dict[str, float]]) -> None:
+        readings = {name: values | statistics[name] for name, values in hyperparameters(run.groups).items()}
+        run_log.training({"step": step, "epoch": progress["epoch"] + 1}, values, readings)
 
     started = time.monotonic()
     for epoch in range(progress["epoch"], config.run.epochs):
@@ -185,20 +176,20 @@ def train(run: Run) -> None:
         events = run.learning_rates.after_validation({f"val/{name}": value for name, value in val.items()})
 
         now = {"step": step, "epoch": epoch + 1}
-        records.write({**now, "kind": "val", **val})
-        board.validation(step, val, run.learning_rates.reduction)
-        board.predictions(step, draw_predictions(model, val_loader, **placement))
+        picture = draw_predictions(model, val_loader, **placement)
+        run_log.validation(now, val, run.learning_rates.reduction, picture)
         alone = ", ".join(f"{branch} alone {val[f'{branch}/accuracy']:.4f}" for branch in branches)
         scores = f"val loss {val['loss']:.4f}  accuracy {val['accuracy']:.4f}  ({alone})"
         print(f"epoch {epoch + 1}/{config.run.epochs}  {scores}")
         for event in events:
             text = describe_event(event)
-            lr_events.write({**now, **event})
-            board.lr_event(step, event, text)
+            run_log.lr_event(now, event, text)
             print(f"  {text}")
 
-        improved = val["loss"] < progress["best_loss"]
-        progress.update(epoch=epoch + 1, step=step, best_loss=min(val["loss"], progress["best_loss"]))
+        improved = epoch == 0 or val["loss"] < progress["best_loss"]
+        if improved:
+            progress["best_loss"] = val["loss"]
+        progress.update(epoch=epoch + 1, step=step)
         content = {
             **progress,
             "val": val,
@@ -213,8 +204,7 @@ def train(run: Run) -> None:
         for name in ("last.pt", "best.pt") if improved else ("last.pt",):
             checkpoints.save_checkpoint(folder / "checkpoints" / name, content)
 
-    for file in (records, lr_events, board):
-        file.close()
+    run_log.close()
     best_path = folder / "checkpoints" / "best.pt"
     best = checkpoints.load_checkpoint(best_path)
     checkpoints.load_model_state(model, best["model"], best_path)

@@ -43,7 +43,7 @@ def confusion_figure(counts: torch.Tensor, class_names: list[str], title: str) -
     figure = Figure(figsize=(size, size * 0.9), layout="constrained")
     axes = figure.subplots()
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
-    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    picture = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(picture, ax=axes, label="share of the true class", shrink=0.8)
     axes.set(xlabel="predicted class", ylabel="true class", title=title)
     axes.set_xticks(range(len(class_names)), class_names, rotation=90 if len(class_names) > 12 else 0)

@@ -1,9 +1,13 @@
-"""The folder that a run leaves behind: its name, and its line-by-line records."""
+"""The folder that a run leaves behind: its name, and what is written into it while training goes on."""
 
 import json
 import math
 import os
 from pathlib import Path
+
+import torch
+
+from app.tensorboard import TensorBoard
 
 
 def create_run_folder(folder: str | Path, name: str) -> Path:
@@ -24,6 +28,45 @@ def newest_checkpoint(folder: str | Path, name: str) -> Path | None:
     saved = [path / "checkpoints" / "last.pt" for path in candidates]
     saved = [path for path in saved if path.is_file()]
     return max(saved, key=lambda path: path.stat().st_mtime) if saved else None
+
+
+class RunLog:
+    """Writes each thing that happens to where it is read: metrics.jsonl, lr_events.jsonl and TensorBoard.
+
+    `now` is {"step": finished optimizer steps, "epoch": counted from 1}.
+
+    Args:
+        resume_after: the step of the checkpoint that a run continues from; what was written later gives way.
+    """
+
+    def __init__(self, folder: Path, group_names: list[str], branches: list[str], resume_after: int | None = None):
+        self.metrics = JsonLines(folder / "metrics.jsonl", resume_after)
+        self.lr_events = JsonLines(folder / "lr_events.jsonl", resume_after)
+        self.board = TensorBoard(folder / "tensorboard", group_names, branches, resume_after)
+        self.board.config((folder / "config.yaml").read_text())
+
+    def training(self, now: dict, values: dict[str, float], groups: dict[str, dict[str, float]]) -> None:
+        """values: loss and accuracy; groups: {group: {hyper-parameter or statistic: value}}."""
+        self.metrics.write({**now, "kind": "train", **values})
+        self.metrics.write({**now, "kind": "stats", "groups": groups})
+        self.board.train(now["step"], values)
+        self.board.groups(now["step"], groups)
+
+    def validation(
+        self, now: dict, metrics: dict[str, float], reductions: dict[str, float], picture: torch.Tensor
+    ) -> None:
+        """reductions: {group: factor}; picture: sample predictions, (3, H, W) in [0, 1]."""
+        self.metrics.write({**now, "kind": "val", **metrics})
+        self.board.validation(now["step"], metrics, reductions)
+        self.board.predictions(now["step"], picture)
+
+    def lr_event(self, now: dict, event: dict, text: str) -> None:
+        self.lr_events.write({**now, **event})
+        self.board.lr_event(now["step"], event["group"], text)
+
+    def close(self) -> None:
+        for file in (self.metrics, self.lr_events, self.board):
+            file.close()
 
 
 class JsonLines:

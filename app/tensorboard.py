@@ -46,8 +46,8 @@ class TensorBoard:
         for group, factor in reductions.items():
             self.writer.add_scalar(f"reduction/{group}", factor, step)
 
-    def lr_event(self, step: int, event: dict, text: str) -> None:
-        self.writer.add_text(f"lr_events/{event['group']}", text, step)
+    def lr_event(self, step: int, group: str, text: str) -> None:
+        self.writer.add_text(f"lr_events/{group}", text, step)
 
     def predictions(self, step: int, grid: torch.Tensor) -> None:
         """grid: (3, H, W) in [0, 1]"""

@@ -1,0 +1,91 @@
+"""How much of an epoch is the training itself?
+
+    python -m tests.benchmarks.loop_overhead [rounds]
+
+Bare: forward, backward and step on batches that are already there. Loop: train_one_epoch with its loader,
+learning rates, statistics, TensorBoard and files. Both run over the same epoch, alternating in one process;
+bare runs twice a round, and the ratio of the two shows how far the machine can be trusted. The epoch's end
+(validation, picture, checkpoint) is timed on its own.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy
+
+import train
+from app.checkpoint import optimizer_state, save_checkpoint
+from app.engine import train_one_epoch, validate
+from app.group_stats import GroupStatistics
+from app.metrics import ClassificationMetrics
+from app.param_groups import hyperparameters
+from app.run_folder import RunLog
+from data.loaders import make_loader
+
+
+def seconds(function) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def main(rounds: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        run = train.prepare("configs/fusion.yaml", [f"run.folder={folder}", "run.device=cpu"], None)
+        cpu = {"device": torch.device("cpu"), "precision": "fp32"}
+        names = [group.name for group in run.groups]
+        run_log = RunLog(run.folder, names, list(run.model.unimodal_heads))
+        loader = make_loader(run.splits["train"], run.config.data.batch_size, shuffle=True)
+        val_loader = make_loader(run.splits["val"], run.config.data.batch_size)
+        batches = list(loader)
+        group_statistics = GroupStatistics(run.groups)
+        metrics = ClassificationMetrics(10, list(run.model.unimodal_heads))
+
+        def bare():
+            run.model.train()
+            for batch in batches:
+                output = run.model(batch["image"], batch["sequence"], batch["length"], batch["present"])
+                losses = [cross_entropy(logits, batch["label"]) for logits in output.unimodal_logits.values()]
+                run.optimizer.zero_grad(set_to_none=True)
+                sum(losses, cross_entropy(output.logits, batch["label"])).backward()
+                run.optimizer.step()
+
+        def log(step, values, readings):
+            groups = {name: values | readings[name] for name, values in hyperparameters(run.groups).items()}
+            run_log.training({"step": step, "epoch": 1}, values, groups)
+
+        def loop():
+            every = run.config.statistics.every
+            arguments = {"epoch": 0, "step": 0, "seed": 0, "log_every": every, "log": log, **cpu}
+            train_one_epoch(run.model, loader, run.optimizer, run.learning_rates, group_statistics, **arguments)
+
+        def end_of_epoch():
+            val = validate(run.model, val_loader, metrics, **cpu)
+            picture = train.draw_predictions(run.model, val_loader, **cpu)
+            run_log.validation({"step": 0, "epoch": 1}, val, run.learning_rates.reduction, picture)
+            content = {"model": run.model.state_dict(), "optimizer": optimizer_state(run.optimizer, run.groups)}
+            save_checkpoint(Path(folder) / "last.pt", content)
+
+        bare()  # warm-up
+        times = {"bare": [], "loop": [], "bare again": [], "end": []}
+        for _ in range(rounds):
+            for name, part in zip(times, (bare, loop, bare, end_of_epoch), strict=True):
+                times[name].append(seconds(part))
+        run_log.close()
+
+    def median_ratio(a: str, b: str) -> float:
+        return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
+
+    for name, values in times.items():
+        print(f"{name:11s} {statistics.median(values):6.2f} s (median of {rounds})")
+    print(f"share of the loop spent in forward + backward + step: {median_ratio('bare', 'loop'):.3f}")
+    print(f"control, bare / bare again:                            {median_ratio('bare', 'bare again'):.3f}")
+    print(f"end of epoch (validation, picture, checkpoint) / loop: {median_ratio('end', 'loop'):.3f}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
