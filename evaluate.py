@@ -8,7 +8,6 @@ Needs the checkpoint only: config, class names and normalisation are inside.
 
 import argparse
 import csv
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -16,11 +15,14 @@ from pathlib import Path
 from scipy.stats import binomtest
 
 from app.checkpoint import load_checkpoint, load_model_state
-from app.config import DEVICES, parse_config
+from app.config import parse_config
+from app.config_schema import DEVICES
 from app.engine import choose_device, predict
+from app.errors import report_error
 from app.figures import confusion_figure
 from app.metrics import ClassificationMetrics
 from app.param_groups import format_table
+from app.run_folder import run_folder_of, to_json
 from data import digits
 from data.loaders import make_loader
 from models.fusion_classifier import build_fusion_classifier
@@ -36,11 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         evaluate(Path(args.checkpoint), args.split, args.output, args.device)
-    except (ValueError, OSError) as error:
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
         if args.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report_error(error)
     return 0
 
 
@@ -87,9 +90,10 @@ def evaluate(checkpoint_path: Path, split: str, output: str | None, device_name:
         "weights": saved["weights"],
         "groups": saved["groups"],
     }
-    folder = Path(output) if output else run_folder_of(checkpoint_path) / "evaluation" / split
+    run_folder = run_folder_of(checkpoint_path) or checkpoint_path.parent
+    folder = Path(output) if output else run_folder / "evaluation" / split
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    (folder / "report.json").write_text(to_json(report, indent=2) + "\n")
     with open(folder / "predictions.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(predictions[0]))
         writer.writeheader()
@@ -113,22 +117,14 @@ def rows_of(batch: dict, said, class_names: list[str]) -> list[dict]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def run_folder_of(checkpoint_path: Path) -> Path:
-    folder = checkpoint_path.absolute().parent
-    return folder.parent if folder.name == "checkpoints" else folder
-
-
 def describe(report: dict) -> str:
     low, high = report["accuracy_interval_95"]
     names = report["class_names"]
-    groups = [("group", "values", "lr", "weight decay", "beta1", "beta2")] + [
-        (
-            group["name"],
-            f"{group['num_values']:,}",
-            *(f"{group[key]:.3g}" for key in ("lr", "weight_decay", "beta1", "beta2")),
-        )
-        for group in report["groups"]
-    ]
+    shown = [key for key in ("lr", "weight_decay", "beta1", "beta2") if any(key in g for g in report["groups"])]
+    groups = [("group", "values", *(key.replace("_", " ") for key in shown))]
+    for group in report["groups"]:
+        cells = (f"{group[key]:.3g}" if key in group else "-" for key in shown)
+        groups.append((group["name"], f"{group['num_values']:,}", *cells))
     scores = [("", "accuracy", "loss")]
     scores += [("fusion", f"{report['accuracy']:.4f}", f"{report['loss']:.4f}")]
     scores += [(f"{b} alone", f"{v['accuracy']:.4f}", f"{v['loss']:.4f}") for b, v in report["unimodal"].items()]

@@ -3,9 +3,13 @@
 python train.py --config configs/fusion.yaml
 python train.py --config configs/fusion.yaml optimizer.groups.image_branch.lr=1e-4 run.name=slower
 python train.py --config configs/fusion.yaml --resume auto
+python train.py --config configs/fusion.yaml --dry-run                        the table of groups, no training
+python train.py --config configs/fusion.yaml --dry-run --parameters           each parameter with its group
+python train.py --config configs/fusion.yaml --replay runs/fusion/metrics.jsonl    the lrs those metrics give
 """
 
 import argparse
+import math
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -13,17 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from app import checkpoint as checkpoints
-from app.config import Config, differences, load_config, save_config
+from app.best_weights import BestWeights
+from app.config import differences, load_config, save_config
+from app.config_schema import Config
 from app.engine import choose_device, predict, train_one_epoch, validate
+from app.errors import report_error
 from app.figures import prediction_grid
-from app.group_stats import GroupStatistics
-from app.learning_rates import LearningRates, describe_event
+from app.freezing import Freezing
+from app.gradients import Gradients
+from app.group_stats import GroupStatistics, Starvation
+from app.learning_rates import LearningRates, describe_event, replay
 from app.metrics import ClassificationMetrics, metric_names
-from app.param_groups import Group, build_optimizer, describe_groups, group_table, hyperparameters
+from app.param_groups import Group, build_optimizer, describe_groups, format_table, group_table, parameter_table
 from app.randomness import make_deterministic, seed_everything
-from app.run_folder import RunLog, create_run_folder, newest_checkpoint
+from app.run_folder import RunLog, create_run_folder, newest_checkpoint, read_validations, run_folder_of
 from data import assets, digits
 from data.loaders import make_loader
 from data.transforms import network_image_to_rgb
@@ -34,16 +44,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, metavar="YAML")
     parser.add_argument("--resume", metavar="auto|CHECKPOINT", help="continue a run (auto: the newest of its name)")
+    parser.add_argument("--dry-run", action="store_true", help="print the table of groups and end")
+    parser.add_argument("--parameters", action="store_true", help="print every parameter with its group, and end")
+    parser.add_argument("--replay", metavar="METRICS", help="print the lrs that recorded validations give, and end")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the config")
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
     try:
-        run = prepare(args.config, args.overrides, args.resume)
-    except (ValueError, OSError) as error:
+        config, tree = load_config(args.config, args.overrides)
+        if args.replay:
+            print(replay(config, read_validations(args.replay)))
+            return 0
+        run = prepare(config, tree, args.resume)
+        if args.dry_run or args.parameters:
+            if args.parameters:
+                print(parameter_table(run.groups))
+            return 0
+        open_run_folder(run)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
         if args.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report_error(error)
     try:
         train(run)
     except KeyboardInterrupt:
@@ -52,8 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             raise
-        print(f"error: {error} (--debug shows where)", file=sys.stderr)
-        return 1
+        return report_error(error, prepared=True)
     return 0
 
 
@@ -62,22 +84,25 @@ class Run:
     """All that a training needs, built and checked."""
 
     config: Config
-    tree: dict  # the config as plain values
+    tree: dict[str, Any]  # the config as plain values
     device: torch.device
-    splits: dict[str, torch.utils.data.Dataset]
+    train_loader: DataLoader
+    val_loader: DataLoader
+    test_loader: DataLoader
     normalisation: dict[str, list[float]]
     model: FusionClassifier
     optimizer: torch.optim.Optimizer
     groups: list[Group]
+    freezing: Freezing
     learning_rates: LearningRates
+    best_weights: BestWeights
     progress: dict[str, Any]  # epochs and steps finished, best validation loss, source of the weights
-    folder: Path
-    resumed: bool
+    resumed_from: Path | None
+    folder: Path | None = None
 
 
-def prepare(config_path: str, overrides: list[str], resume: str | None) -> Run:
+def prepare(config: Config, tree: dict[str, Any], resume: str | None) -> Run:
     """Whatever can be wrong is found here: before the first step, and before anything is written."""
-    config, tree = load_config(config_path, overrides)
     device = choose_device(config.run.device)
     make_deterministic()
 
@@ -91,6 +116,7 @@ def prepare(config_path: str, overrides: list[str], resume: str | None) -> Run:
 
     normalisation = saved["normalisation"] if saved else None
     splits, normalisation = digits.load_splits(config.data, seed=config.run.seed, normalisation=normalisation)
+    train_loader, val_loader, test_loader = make_loaders(config, splits, device)
     seed_everything("initial weights", config.run.seed)
     model, weights = build_fusion_classifier(
         **asdict(config.model),
@@ -101,68 +127,111 @@ def prepare(config_path: str, overrides: list[str], resume: str | None) -> Run:
     )
     model.to(device)
     optimizer, groups = build_optimizer(model, config.optimizer)
-    monitors = [f"val/{name}" for name in metric_names(list(model.unimodal_heads))]
-    learning_rates = LearningRates(groups, config.learning_rates, monitors)
+    freezing = Freezing(model, groups)
+    learning_rates = LearningRates(
+        config.optimizer.groups,
+        {group.name: group.param_groups for group in groups},
+        config.learning_rates,
+        monitors=[f"val/{name}" for name in metric_names(list(model.unimodal_heads))],
+        steps_per_epoch=len(train_loader),
+        epochs=config.run.epochs,
+    )
+    best_weights = BestWeights(groups, freezing, learning_rates)
 
     progress = {"epoch": 0, "step": 0, "best_loss": float("inf"), "weights": weights}
     if saved:
         checkpoints.load_model_state(model, saved["model"], saved_path)
-        checkpoints.load_optimizer_state(optimizer, groups, saved["optimizer"], saved_path)
+        afresh = checkpoints.load_optimizer_state(optimizer, groups, saved["optimizer"], saved_path)
         learning_rates.load_state_dict(saved["learning_rates"])
+        best_weights.load_state_dict(saved["best_weights"])
         progress = {name: saved[name] for name in progress}
         print(f"resuming {saved_path} after epoch {progress['epoch']}")
         for line in differences(saved["config"], tree):
             print(f"  changed since then: {line}")
-    print(f"image branch: {config.model.image_branch.architecture}, weights: {progress['weights']}")
-    print(f"device: {device}, precision: {config.run.precision}\n\n{group_table(groups)}\n")
-
-    if saved:
-        folder = saved_path.absolute().parent.parent
-    else:
-        folder = create_run_folder(config.run.folder, config.run.name)
-        if folder.name != config.run.name:
-            print(f"{config.run.folder}/{config.run.name} exists, so this run is {folder}")
-    save_config(tree, folder / "config.yaml")
+        if afresh:
+            print(f"  {config.optimizer.name} starts afresh for {len(afresh)} parameters, e.g. {afresh[0]}")
+    if config.model.image_branch:
+        print(f"image branch: {config.model.image_branch.architecture}, weights: {progress['weights']}")
+    print(f"device: {device}, precision: {config.run.precision}, optimizer: {config.optimizer.name}")
+    plans = format_table([("group", "schedule", "reductions"), *learning_rates.plans()], left=(0, 1, 2))
+    print(f"\n{group_table(groups)}\n\n{plans}\n")
     return Run(
         config=config,
         tree=tree,
         device=device,
-        splits=splits,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        test_loader=test_loader,
         normalisation=normalisation,
         model=model,
         optimizer=optimizer,
         groups=groups,
+        freezing=freezing,
         learning_rates=learning_rates,
+        best_weights=best_weights,
         progress=progress,
-        folder=folder,
-        resumed=saved is not None,
+        resumed_from=saved_path if saved else None,
     )
 
 
+def make_loaders(config: Config, splits: dict[str, Dataset], device: torch.device) -> list[DataLoader]:
+    batching = {"batch_size": config.data.batch_size, "seed": config.run.seed, "pin_memory": device.type == "cuda"}
+    return [make_loader(splits[split], shuffle=split == "train", **batching) for split in ("train", "val", "test")]
+
+
+def open_run_folder(run: Run) -> None:
+    """The folder of the run that is resumed, or a new one (also for a checkpoint that was copied out of its run)."""
+    config = run.config.run
+    run.folder = run_folder_of(run.resumed_from) if run.resumed_from else None
+    if run.folder is None:
+        run.folder = create_run_folder(config.folder, config.name)
+        if run.folder.name != config.name:
+            print(f"{config.folder}/{config.name} exists, so this run is {run.folder}")
+    save_config(run.tree, run.folder / "config.yaml")
+
+
 def train(run: Run) -> None:
-    config, model, progress, folder = run.config, run.model, run.progress, run.folder
+    config, model, rates, progress, folder = run.config, run.model, run.learning_rates, run.progress, run.folder
     placement = {"device": run.device, "precision": config.run.precision}
-    batching = {"batch_size": config.data.batch_size, "pin_memory": run.device.type == "cuda"}
-    loader = make_loader(run.splits["train"], shuffle=True, seed=config.run.seed, **batching)
-    val_loader, test_loader = (make_loader(run.splits[split], **batching) for split in ("val", "test"))
     branches = list(model.unimodal_heads)
     metrics = ClassificationMetrics(len(digits.CLASS_NAMES), branches)
-    statistics = GroupStatistics(run.groups)
+    gradients = Gradients(run.optimizer, run.groups, config.optimizer.clip_norm)
+    statistics = GroupStatistics(run.optimizer, run.groups, gradients)
+    starvation = Starvation(config.statistics)
+    run_log = RunLog(
+        folder,
+        [group.name for group in run.groups],
+        branches,
+        resume_after=progress["step"] if run.resumed_from else None,
+    )
 
-    done = progress["step"] if run.resumed else None
-    run_log = RunLog(folder, [group.name for group in run.groups], branches, resume_after=done)
-
-    def log(step: int, values: dict[str, float], statistics: dict[str, dict[str, float]]) -> None:
-        readings = {name: values | statistics[name] for name, values in hyperparameters(run.groups).items()}
+    def log(step: int, values: dict[str, float], readings: dict[str, dict[str, float]]) -> None:
         run_log.training({"step": step, "epoch": progress["epoch"] + 1}, values, readings)
+        for warning in starvation.look(readings):
+            print(f"warning: {warning}")
+
+    def report(now: dict[str, int], events: list[dict[str, Any]]) -> None:
+        for event in events:
+            text = describe_event(event)
+            run_log.lr_event(now, event, text)
+            print(f"  {text}")
 
     started = time.monotonic()
+    best_path, last_path = folder / "checkpoints" / "best.pt", folder / "checkpoints" / "last.pt"
     for epoch in range(progress["epoch"], config.run.epochs):
+        if reason := rates.should_stop():
+            print(f"stopping after epoch {epoch}: {reason}")
+            break
+        # Counted to the first step that it acts on, which a resumed run repeats.
+        unfrozen = rates.unfreeze(epoch=epoch, step=progress["step"])
+        report({"step": progress["step"] + 1, "epoch": epoch + 1}, unfrozen)
         step = train_one_epoch(
             model,
-            loader,
+            run.train_loader,
             run.optimizer,
-            run.learning_rates,
+            rates,
+            run.freezing,
+            gradients,
             statistics,
             epoch=epoch,
             step=progress["step"],
@@ -171,54 +240,69 @@ def train(run: Run) -> None:
             log=log,
             **placement,
         )
-        # The order is the logic: validate, reduce, log, save.
-        val = validate(model, val_loader, metrics, **placement)
-        events = run.learning_rates.after_validation({f"val/{name}": value for name, value in val.items()})
+        # The order is the logic: validate, reduce, log, save the best, restore, save the last.
+        val = validate(model, run.val_loader, metrics, **placement)
+        monitors = {f"val/{name}": value for name, value in val.items()}
+        events = rates.after_validation(monitors, epoch=epoch + 1, step=step)
+        run.best_weights.keep(events)
 
         now = {"step": step, "epoch": epoch + 1}
-        picture = draw_predictions(model, val_loader, **placement)
-        run_log.validation(now, val, run.learning_rates.reduction, picture)
+        run_log.validation(now, val, rates.curves(), draw_predictions(model, run.val_loader, **placement))
+        if config.statistics.histograms_every and (epoch + 1) % config.statistics.histograms_every == 0:
+            run_log.histograms(now, run.groups)
         alone = ", ".join(f"{branch} alone {val[f'{branch}/accuracy']:.4f}" for branch in branches)
         scores = f"val loss {val['loss']:.4f}  accuracy {val['accuracy']:.4f}  ({alone})"
         print(f"epoch {epoch + 1}/{config.run.epochs}  {scores}")
-        for event in events:
-            text = describe_event(event)
-            run_log.lr_event(now, event, text)
-            print(f"  {text}")
+        for monitor in rates.not_a_number(monitors):
+            print(f"warning: {monitor} is not a number; no reduction counts it")
+        report(now, events)
 
-        improved = epoch == 0 or val["loss"] < progress["best_loss"]
+        best_so_far = progress["best_loss"]
+        improved = not best_path.exists() or math.isnan(best_so_far) or val["loss"] < best_so_far
+        progress.update(epoch=epoch + 1, step=step, best_loss=val["loss"] if improved else best_so_far)
         if improved:
-            progress["best_loss"] = val["loss"]
-        progress.update(epoch=epoch + 1, step=step)
-        content = {
-            **progress,
-            "val": val,
-            "config": run.tree,
-            "class_names": list(digits.CLASS_NAMES),
-            "normalisation": run.normalisation,
-            "groups": describe_groups(run.groups),
-            "model": model.state_dict(),
-            "optimizer": checkpoints.optimizer_state(run.optimizer, run.groups),
-            "learning_rates": run.learning_rates.state_dict(),
-        }
-        for name in ("last.pt", "best.pt") if improved else ("last.pt",):
-            checkpoints.save_checkpoint(folder / "checkpoints" / name, content)
+            checkpoints.save_checkpoint(best_path, content_of(run, val))
+        run.best_weights.restore(events)
+        checkpoints.save_checkpoint(last_path, content_of(run, val))
 
     run_log.close()
-    best_path = folder / "checkpoints" / "best.pt"
+    # A checkpoint that was copied out of a finished run may have nothing left to train.
+    best_path = best_path if best_path.exists() else run.resumed_from
     best = checkpoints.load_checkpoint(best_path)
     checkpoints.load_model_state(model, best["model"], best_path)
-    test = validate(model, test_loader, metrics, **placement)
+    test = validate(model, run.test_loader, metrics, **placement)
     alone = ", ".join(f"{branch} alone {test[f'{branch}/accuracy']:.4f}" for branch in branches)
     print(
         f"\ntest accuracy {test['accuracy']:.4f} ({alone}), with the weights of epoch {best['epoch']}\n"
         f"training took {time.monotonic() - started:.0f} s; the run lies in {folder}\n\n"
-        f"evaluate:     python evaluate.py --checkpoint {best_path}\n"
-        f"TensorBoard:  tensorboard --logdir {folder.parent}"
+        f"evaluate:     {python_command()} evaluate.py --checkpoint {best_path}\n"
+        f"TensorBoard:  {python_command()} -m tensorboard.main --logdir {folder.parent}"
     )
 
 
-def draw_predictions(model: FusionClassifier, loader: torch.utils.data.DataLoader, **placement) -> torch.Tensor:
+def content_of(run: Run, val: dict[str, float]) -> dict[str, Any]:
+    """What a checkpoint holds."""
+    return {
+        **run.progress,
+        "val": val,
+        "config": run.tree,
+        "class_names": list(digits.CLASS_NAMES),
+        "normalisation": run.normalisation,
+        "groups": describe_groups(run.groups),
+        "model": run.model.state_dict(),
+        "optimizer": checkpoints.optimizer_state(run.optimizer, run.groups),
+        "learning_rates": run.learning_rates.state_dict(),
+        "best_weights": run.best_weights.state_dict(),
+    }
+
+
+def python_command() -> str:
+    """How the user calls this Python from here: .venv/bin/python for the environment that make made."""
+    python, here = Path(sys.executable), Path.cwd()
+    return str(python.relative_to(here)) if python.is_relative_to(here) else "python"
+
+
+def draw_predictions(model: FusionClassifier, loader: DataLoader, **placement) -> torch.Tensor:
     """The first 16 samples of `loader` with their predictions, as one picture (3, H, W)."""
     batch, output = next(predict(model, loader, **placement))
     images, label = network_image_to_rgb(batch["image"][:16]), batch["label"][:16]

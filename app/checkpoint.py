@@ -5,7 +5,6 @@ torch.load(path, weights_only=True) reads it. Optimizer moments are kept by para
 """
 
 import os
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,15 @@ VERSION = 1
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Writes `content` so that `path` holds either what it held before or all of it, also if the machine dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    name = path.parent / f".{path.name}-{os.getpid()}"
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with open(name, "wb") as file:
             torch.save({"format": FORMAT, "version": VERSION, **content}, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        name.unlink(missing_ok=True)
         raise
     if os.name == "posix":  # the new name itself must reach the disk
         folder = os.open(path.parent, os.O_RDONLY)
@@ -95,26 +94,49 @@ def optimizer_state(optimizer: torch.optim.Optimizer, groups: list[Group]) -> di
 
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, groups: list[Group], state: dict[str, dict[str, Any]], path: str | Path
-) -> None:
-    """Raises ValueError, before anything changes, if a moment is of another shape or not finite.
+) -> list[str]:
+    """Gives each parameter the moments that were saved under its name.
 
-    A parameter without saved moments starts afresh.
+    Returns the parameters whose saved moments are of no use: this optimizer keeps others, and starts afresh.
+    Raises ValueError, before anything changes, if a moment is of another shape or not finite.
     """
-    parameters = {name: p for group in groups for name, p in group.parameters.items()}
-    for name, moments in state.items():
-        for key, value in moments.items():
-            if name not in parameters or not isinstance(value, torch.Tensor):
+    taken, afresh = {}, []
+    for group in groups:
+        wanted = _fresh_state(optimizer, group)
+        for name, parameter in group.parameters.items():
+            saved = state.get(name, {})
+            if saved.keys() != wanted[name].keys():
+                afresh += [name] if saved else []  # a group that was frozen so far has none
                 continue
-            if value.dim() and value.shape != parameters[name].shape:
-                raise ValueError(
-                    f"checkpoint {path}: {key} of {name} has shape {tuple(value.shape)}, "
-                    f"the parameter {tuple(parameters[name].shape)}; start without --resume"
-                )
-            if not torch.isfinite(value).all():
-                raise ValueError(f"checkpoint {path}: {key} of {name} is not finite; resume from an earlier one")
-    for name, parameter in parameters.items():
-        if name in state:
-            optimizer.state[parameter] = {
-                key: value.clone().to(parameter.device) if isinstance(value, torch.Tensor) else value
-                for key, value in state[name].items()
-            }
+            taken[parameter] = {}
+            for key, like in wanted[name].items():
+                value = saved[key]
+                if isinstance(like, torch.Tensor):
+                    if not isinstance(value, torch.Tensor) or value.shape != like.shape:
+                        raise ValueError(
+                            f"checkpoint {path}: {key} of {name} has shape {tuple(getattr(value, 'shape', ()))}, "
+                            f"this optimizer's has {tuple(like.shape)}; start without --resume"
+                        )
+                    if not torch.isfinite(value).all():
+                        raise ValueError(
+                            f"checkpoint {path}: {key} of {name} is not finite; resume from an earlier checkpoint"
+                        )
+                    value = value.to(device=like.device, dtype=like.dtype, copy=True)
+                taken[parameter][key] = value
+    optimizer.state.update(taken)
+    return afresh
+
+
+def _fresh_state(optimizer: torch.optim.Optimizer, group: Group) -> dict[str, dict[str, Any]]:
+    """What the optimizer keeps for each parameter of a group: read off a first step on stand-ins."""
+    names = {parameter: name for name, parameter in group.parameters.items()}
+    fresh = {}
+    for entry in group.param_groups:
+        stand_ins = [torch.zeros_like(parameter).requires_grad_() for parameter in entry["params"]]
+        for stand_in in stand_ins:
+            stand_in.grad = torch.zeros_like(stand_in)
+        trial = type(optimizer)([{**entry, "params": stand_ins}], lr=entry["lr"])
+        trial.step()
+        for parameter, stand_in in zip(entry["params"], stand_ins, strict=True):
+            fresh[names[parameter]] = dict(trial.state[stand_in])
+    return fresh

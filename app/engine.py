@@ -9,6 +9,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from app.freezing import Freezing
+from app.gradients import Gradients
 from app.group_stats import GroupStatistics
 from app.learning_rates import LearningRates
 from app.metrics import IGNORED, ClassificationMetrics, unimodal_label
@@ -20,6 +22,8 @@ def train_one_epoch(
     loader: DataLoader,
     optimizer: torch.optim.Optimizer,
     learning_rates: LearningRates,
+    freezing: Freezing,
+    gradients: Gradients,
     statistics: GroupStatistics,
     *,
     epoch: int,
@@ -33,13 +37,17 @@ def train_one_epoch(
     """Trains on every batch of `loader` once.
 
     Args:
+        epoch: counted from 0.
         step: optimizer steps finished before this epoch.
-        log: called every `log_every` steps with the step, {"loss", "accuracy"} since the last call, and the
-            groups' statistics. No other step waits for the device.
+        log: called every `log_every` steps with the step, {"loss", "accuracy"} since the last call in this epoch,
+            and the groups' statistics. Other steps do not wait for the device (but see Gradients, and a
+            bidirectional LSTM wants its lengths on the CPU).
 
-    Returns the steps finished. Raises FloatingPointError, before the step, where a logged loss is not finite.
+    Returns the steps finished. Raises FloatingPointError, with no weight spoilt, where a gradient is not finite.
     """
     model.train()
+    freezing.apply(epoch)
+    gradients.take_clipped_share()  # what an interrupted run could not remember, an unbroken one shall not count
     loader.sampler.epoch = epoch
     loss_sum = correct = torch.zeros((), device=device)
     seen = 0
@@ -60,26 +68,25 @@ def train_one_epoch(
             ]
         optimizer.zero_grad(set_to_none=True)
         sum(own_losses, loss).backward()
+        gradients.prepare(step)
 
-        loss_sum = loss_sum + loss.detach()
-        correct = correct + (output.logits.argmax(1) == batch["label"]).float().mean()
-        seen += 1
         logging = (step + 1) % log_every == 0
         if logging:
-            train = {"loss": loss_sum.item() / seen, "accuracy": correct.item() / seen}
-            if not torch.isfinite(torch.tensor(train["loss"])):
-                raise FloatingPointError(
-                    f"the training loss is {train['loss']} at step {step + 1}; lower the learning rates"
-                )
             statistics.before_step()
         optimizer.step()
         step += 1
+        loss_sum = loss_sum + loss.detach()
+        correct = correct + (output.logits.argmax(1) == batch["label"]).float().mean()
+        seen += 1
         if logging:
-            lrs = {name: f"{lr:.1e}" for name, lr in learning_rates.current().items()}
-            progress.set_postfix(loss=f"{train['loss']:.3f}", acc=f"{train['accuracy']:.3f}", **lrs)
-            log(step, train, statistics.after_step())
+            readings = statistics.after_step()
+            train = {"loss": loss_sum.item() / seen, "accuracy": correct.item() / seen}
+            lrs = {name: f"{values['lr']:.1e}" for name, values in readings.items()}
+            progress.set_postfix(loss=f"{train['loss']:.3f}", acc=f"{train['accuracy']:.3f}", refresh=False, **lrs)
+            log(step, train, readings)
             loss_sum = correct = torch.zeros((), device=device)
             seen = 0
+    gradients.check()
     return step
 
 

@@ -1,53 +1,155 @@
-"""What each group is doing: norms of its gradient, its parameters and its last update.
+"""What each group is doing: norms of its gradient, its parameters, its moments and its last update.
 
 Read around one optimizer step without touching it. Everything stays on the device until `after_step`, which
-reads all groups back at once; steps that log nothing call nothing here.
+reads all groups back together; steps that log nothing call nothing here.
 """
 
 import torch
 
-from app.param_groups import Group
+from app.config_schema import StatisticsConfig
+from app.gradients import Gradients, group_norm
+from app.param_groups import Group, hyperparameters
 
-STATISTICS = ("grad_norm", "param_norm", "update_norm", "update_ratio", "grad_share")
+STATISTICS = (
+    "grad_norm",
+    "clipped_grad_norm",
+    "clipped_share",
+    "grad_share",
+    "zero_grad_share",
+    "param_norm",
+    "update_norm",
+    "update_ratio",
+)
+# Where the optimizer keeps such a state: Adam's kin, SGD with momentum, RMSprop.
+MOMENTS = ("momentum_norm", "second_moment_rms")
+_MOMENTUM_KEYS = ("exp_avg", "momentum_buffer")
+_SECOND_MOMENT_KEYS = ("exp_avg_sq", "square_avg")
 
 
 class GroupStatistics:
-    """Call `before_step` between backward() and step(), `after_step` right behind step()."""
+    """Call `before_step` behind Gradients.prepare, `after_step` right behind step()."""
 
-    def __init__(self, groups: list[Group]):
-        self.groups = {group.name: list(group.parameters.values()) for group in groups}
+    def __init__(self, optimizer: torch.optim.Optimizer, groups: list[Group], gradients: Gradients):
+        self.optimizer = optimizer
+        self.groups = groups
+        self.gradients = gradients
+        self.parameters = {group.name: list(group.parameters.values()) for group in groups}
+        self._copies = {name: _FlatCopy(parameters) for name, parameters in self.parameters.items()}
 
     @torch.no_grad()
     def before_step(self) -> None:
-        self._before = {name: [p.detach().clone() for p in ps] for name, ps in self.groups.items()}
-        self._grad_norms = [_norm([p.grad for p in ps if p.grad is not None], ps[0]) for ps in self.groups.values()]
+        for name, copy in self._copies.items():
+            torch._foreach_copy_(copy.views, self.parameters[name])
 
     @torch.no_grad()
     def after_step(self) -> dict[str, dict[str, float]]:
-        """{group: {statistic: value}}, with the statistics as DESIGN's table and the README define them."""
-        param_norms = [_norm(before, before[0]) for before in self._before.values()]
-        update_norms = [
-            _norm(torch._foreach_sub([p.detach() for p in ps], self._before[name]), ps[0])
-            for name, ps in self.groups.items()
-        ]
-        readings = torch.stack([torch.stack(row) for row in (self._grad_norms, param_norms, update_norms)])
-        grad, param, update = readings.tolist()  # the one read-back
-        del self._before
-        total = sum(norm**2 for norm in grad)
-        return {
-            name: {
-                "grad_norm": grad[i],
-                "param_norm": param[i],
-                "update_norm": update[i],
-                "update_ratio": update[i] / param[i] if param[i] else 0.0,
-                "grad_share": grad[i] ** 2 / total if total else 0.0,
-            }
-            for i, name in enumerate(self.groups)
+        """{group: {hyper-parameter or statistic: value}}, as the README's tag table defines them.
+
+        Raises FloatingPointError if a gradient was not finite (see Gradients).
+        """
+        self.gradients.check()
+        like = self.gradients.norms
+        columns = {
+            "grad_norm": self.gradients.norms,
+            "clipped_grad_norm": self.gradients.clipped_norms,
+            "clipped_share": self.gradients.take_clipped_share(),
         }
+        rows: dict[str, list[torch.Tensor]] = {}
+        for name, parameters in self.parameters.items():
+            copy = self._copies[name]
+            grads = [p.grad for p in parameters if p.grad is not None]
+            values = {"zero_grad_share": _zero_share(grads, like), "param_norm": copy.norm()}
+            torch._foreach_sub_(copy.views, parameters)
+            values["update_norm"] = copy.norm()
+            values |= self._moments(parameters, like)
+            for key, value in values.items():
+                rows.setdefault(key, []).append(value)
+        columns |= {key: torch.stack(values) for key, values in rows.items()}
+        table = torch.stack(list(columns.values())).tolist()  # one read-back for all groups
+        return self._named(dict(zip(columns, table, strict=True)))
+
+    def _moments(self, parameters: list[torch.Tensor], like: torch.Tensor) -> dict[str, torch.Tensor]:
+        """For every group the same keys: an optimizer either keeps such a state or does not."""
+        states = [self.optimizer.state[p] for p in parameters if p in self.optimizer.state]
+        moments = {}
+        for key, names in zip(MOMENTS, (_MOMENTUM_KEYS, _SECOND_MOMENT_KEYS), strict=True):
+            kept = [state[n] for state in states for n in names if isinstance(state.get(n), torch.Tensor)]
+            if key == "momentum_norm":
+                moments[key] = group_norm(kept, like)
+            else:  # the entries are squares already
+                total = torch.stack([k.sum() for k in kept]).sum() if kept else like.new_zeros(())
+                moments[key] = (total / max(1, sum(k.numel() for k in kept))).sqrt()
+        return moments
+
+    def _named(self, columns: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+        total = sum(norm**2 for norm in columns["grad_norm"])
+        readings = hyperparameters(self.groups)
+        for i, name in enumerate(self.parameters):
+            values = {key: column[i] for key, column in columns.items()}
+            values["update_ratio"] = values["update_norm"] / values["param_norm"] if values["param_norm"] else 0.0
+            values["grad_share"] = values["grad_norm"] ** 2 / total if total else 0.0
+            readings[name] |= values
+        return readings
 
 
-def _norm(tensors: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
-    """The L2 norm over all tensors together, a device scalar; 0 for none."""
+class _FlatCopy:
+    """One buffer for the values of all tensors, in their own memory layout, kept from reading to reading."""
+
+    _ROW = 2**12  # values that a norm adds up at once: the CPU kernel does it naively, in float32
+
+    def __init__(self, tensors: list[torch.Tensor]):
+        values = sum(tensor.numel() for tensor in tensors)
+        self.flat = torch.zeros(-(-values // self._ROW) * self._ROW, device=tensors[0].device)
+        self.views, start = [], 0
+        for tensor in tensors:
+            part = self.flat[start : start + tensor.numel()]
+            dense = tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)
+            self.views.append(part.as_strided(tensor.shape, tensor.stride()) if dense else part.view(tensor.shape))
+            start += tensor.numel()
+
+    def norm(self) -> torch.Tensor:
+        rows = torch.linalg.vector_norm(self.flat.view(-1, self._ROW), dim=1)
+        return torch.linalg.vector_norm(rows)
+
+
+def _zero_share(tensors: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
     if not tensors:
-        return torch.zeros((), device=like.device)
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+        return like.new_zeros(())
+    nonzero = torch.stack([torch.count_nonzero(tensor) for tensor in tensors]).sum()
+    values = sum(tensor.numel() for tensor in tensors)
+    return (values - nonzero) / values
+
+
+def ratio_between(readings: dict[str, dict[str, float]], first: str, second: str) -> float | None:
+    """How much faster `first` moves than `second`: the ratio of their update ratios."""
+    if first not in readings or second not in readings or not readings[second]["update_ratio"]:
+        return None
+    return readings[first]["update_ratio"] / readings[second]["update_ratio"]
+
+
+class Starvation:
+    """Warns once per group that hardly moves, or gets no gradient at all, for many readings in a row."""
+
+    def __init__(self, config: StatisticsConfig):
+        self.floor = config.starving_update_ratio
+        self.patience = config.starving_readings
+        self.readings: dict[str, int] = {}
+        self.warned: set[str] = set()
+
+    def look(self, readings: dict[str, dict[str, float]]) -> list[str]:
+        """Takes a reading of all groups (with their effective_lr); returns what is to be said now."""
+        warnings = []
+        for name, values in readings.items():
+            frozen = values["effective_lr"] == 0
+            starves = not frozen and (values["grad_norm"] == 0 or values["update_ratio"] < self.floor)
+            self.readings[name] = self.readings.get(name, 0) + 1 if starves else 0
+            if self.readings[name] < self.patience or name in self.warned:
+                continue
+            self.warned.add(name)
+            why = (
+                "gets no gradient: does the loss reach it?"
+                if values["grad_norm"] == 0
+                else f"moves by less than {self.floor:g} of its norm a step: raise its lr, or freeze it"
+            )
+            warnings.append(f"group {name} {why} ({self.patience} readings in a row)")
+        return warnings

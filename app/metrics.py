@@ -28,14 +28,14 @@ class ClassificationMetrics(nn.Module):
         self.num_classes = num_classes
         self.metrics = nn.ModuleDict(
             {
-                "loss": MeanMetric(),
+                "loss": MeanMetric(nan_strategy="disable"),  # a NaN must be seen
                 "accuracy": MulticlassAccuracy(num_classes, average="micro"),
                 "macro_f1": MulticlassF1Score(num_classes, average="macro"),
                 "confusion": MulticlassConfusionMatrix(num_classes),
             }
         )
         for branch in branches:
-            self.metrics[f"{branch}/loss"] = MeanMetric()
+            self.metrics[f"{branch}/loss"] = MeanMetric(nan_strategy="disable")
             self.metrics[f"{branch}/accuracy"] = MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORED)
 
     def update(self, output, batch: dict[str, torch.Tensor]) -> None:
@@ -49,7 +49,7 @@ class ClassificationMetrics(nn.Module):
             losses = nn.functional.cross_entropy(
                 branch_logits.float(), own_label, reduction="none", ignore_index=IGNORED
             )
-            self.metrics[f"{branch}/loss"].update(losses, weight=(own_label != IGNORED).float())
+            self.metrics[f"{branch}/loss"].update(losses[own_label != IGNORED])
             self.metrics[f"{branch}/accuracy"].update(branch_logits, own_label)
 
     def compute(self) -> dict[str, float]:

@@ -3,30 +3,57 @@
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import torch
 
+from app.group_stats import ratio_between
+from app.metrics import BRANCHES
+from app.param_groups import Group
 from app.tensorboard import TensorBoard
 
 
 def create_run_folder(folder: str | Path, name: str) -> Path:
     """A new runs/<name>, or runs/<name>-2, -3, ... if that exists. Safe against a second run starting now."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
         path = Path(folder) / (name if number == 1 else f"{name}-{number}")
         try:
-            path.mkdir(parents=True)
+            path.mkdir()
             return path
         except FileExistsError:
             number += 1
 
 
+def run_folder_of(checkpoint: Path) -> Path | None:
+    """The run that a checkpoint belongs to; None if it was copied out of one."""
+    folder = checkpoint.absolute().parent
+    return folder.parent if folder.name == "checkpoints" else None
+
+
+def read_validations(path: str | Path) -> list[dict]:
+    """The validation records of a metrics.jsonl. Raises FileNotFoundError, or ValueError if there are none."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; give the metrics.jsonl of a run")
+    try:
+        records = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        validations = [record for record in records if record["kind"] == "val"]
+        if any(record["epoch"] < 1 or record["step"] < 1 for record in validations):
+            raise ValueError("epochs and steps are counted from 1")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a metrics.jsonl ({error}); give that of a run") from None
+    if not validations:
+        raise ValueError(f"{path} holds no validation; give the metrics.jsonl of a run with a finished epoch")
+    return [{k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in record.items()} for record in validations]
+
+
 def newest_checkpoint(folder: str | Path, name: str) -> Path | None:
     """checkpoints/last.pt of the run of that name that saved last; None if there is none."""
-    candidates = [Path(folder) / name, *Path(folder).glob(f"{name}-[0-9]*")]
-    saved = [path / "checkpoints" / "last.pt" for path in candidates]
-    saved = [path for path in saved if path.is_file()]
+    of_that_name = re.compile(re.escape(name) + r"(-[0-9]+)?")  # fusion and fusion-2, not fusion-1e-4
+    saved = [path for path in Path(folder).glob("*/checkpoints/last.pt") if of_that_name.fullmatch(path.parts[-3])]
     return max(saved, key=lambda path: path.stat().st_mtime) if saved else None
 
 
@@ -51,18 +78,29 @@ class RunLog:
         self.metrics.write({**now, "kind": "stats", "groups": groups})
         self.board.train(now["step"], values)
         self.board.groups(now["step"], groups)
+        ratio = ratio_between(groups, *BRANCHES)
+        if ratio is not None:
+            self.board.between_groups(now["step"], *BRANCHES, ratio)
 
     def validation(
-        self, now: dict, metrics: dict[str, float], reductions: dict[str, float], picture: torch.Tensor
+        self, now: dict, metrics: dict[str, float], curves: dict[str, dict[str, float]], picture: torch.Tensor | None
     ) -> None:
-        """reductions: {group: factor}; picture: sample predictions, (3, H, W) in [0, 1]."""
+        """curves: see LearningRates.curves; picture: sample predictions, (3, H, W) in [0, 1]."""
         self.metrics.write({**now, "kind": "val", **metrics})
-        self.board.validation(now["step"], metrics, reductions)
-        self.board.predictions(now["step"], picture)
+        self.board.validation(now["step"], metrics, curves)
+        if picture is not None:
+            self.board.predictions(now["step"], picture)
+
+    def histograms(self, now: dict, groups: list[Group]) -> None:
+        for group in groups:
+            parameters = list(group.parameters.values())
+            grads = [p.grad.flatten() for p in parameters if p.grad is not None]
+            weights = torch.cat([p.detach().flatten() for p in parameters])
+            self.board.histograms(now["step"], group.name, weights, torch.cat(grads) if grads else None)
 
     def lr_event(self, now: dict, event: dict, text: str) -> None:
         self.lr_events.write({**now, **event})
-        self.board.lr_event(now["step"], event["group"], text)
+        self.board.lr_event(now["step"], event, text)
 
     def close(self) -> None:
         for file in (self.metrics, self.lr_events, self.board):
@@ -85,7 +123,7 @@ class JsonLines:
         self.file = open(path, "a", buffering=1)
 
     def write(self, record: dict) -> None:
-        self.file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+        self.file.write(to_json(record) + "\n")
 
     def close(self) -> None:
         self.file.close()
@@ -98,8 +136,12 @@ def _step_of(line: str) -> float:
         return math.inf  # a line cut short by a crash
 
 
-def _finite(value):
+def to_json(record: dict, indent: int | None = None) -> str:
     """JSON has no NaN and no infinity: they become "nan", "inf" and "-inf"."""
+    return json.dumps(_finite(record), indent=indent, allow_nan=False)
+
+
+def _finite(value):
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):

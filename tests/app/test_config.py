@@ -1,9 +1,11 @@
+import dataclasses
 import math
 
 import pytest
 from omegaconf import OmegaConf
 
-from app.config import Config, differences, load_config, parse_config
+from app.config import differences, load_config, parse_config
+from app.config_schema import Config, GroupConfig, ReductionConfig
 from tests.conftest import ROOT
 
 
@@ -24,6 +26,16 @@ def test_every_shipped_config_is_valid(path):
     config, tree = load_config(path)
     assert isinstance(config, Config)
     assert parse_config(tree)[0] == config
+
+
+def test_the_default_config_shows_every_key_of_every_section(tree):
+    """Groups, schedules and reductions have optional keys of their own, which a comment there lists."""
+    for section in dataclasses.fields(Config):
+        assert set(tree[section.name]) == {field.name for field in dataclasses.fields(section.type)}
+    text = (ROOT / "configs" / "fusion.yaml").read_text()
+    for kind in (GroupConfig, ReductionConfig):
+        for field in dataclasses.fields(kind):
+            assert field.name in text or field.name in ("above", "below", "repeat"), field.name
 
 
 @pytest.mark.parametrize(
@@ -47,7 +59,6 @@ def test_every_shipped_config_is_valid(path):
         ("optimizer.groups.image_branch.betas", 0.9, "optimizer.groups.image_branch.betas: found 0.9"),
         ("optimizer.groups.image_branch", 3, "optimizer.groups.image_branch: expected a mapping"),
         ("optimizer.groups", [1], "optimizer.groups: expected a mapping of names"),
-        ("optimizer.name", "Adamw", "found 'Adamw', expected one of AdamW"),
         ("optimiser", {}, "optimiser: unknown key; did you mean 'optimizer'?"),
         ("run.device", "gpu", "run.device: found 'gpu', expected one of auto, cpu, cuda, mps"),
         ("run.epochs", 1.5, "run.epochs: found 1.5, expected a whole number"),
@@ -55,6 +66,7 @@ def test_every_shipped_config_is_valid(path):
         ("model.temporal_branch.dropout", 1.0, "must be >= 0 and < 1"),
         ("learning_rates.reductions", {"a": 1}, "learning_rates.reductions: expected a list of entries"),
         ("run.name", "${nowhere.there}", "run.name: "),
+        ("optimizer.groups.image_branch.betas", ["${nowhere.there}", 0.9], "betas: "),
     ],
 )
 def test_bad_values_are_refused_in_one_line_with_the_full_key(tree, key, value, message):
@@ -125,11 +137,15 @@ def test_a_missing_file_is_named_with_what_there_is(tmp_path, monkeypatch):
 def test_secrets_of_the_environment_stay_out_of_the_saved_config(tree, monkeypatch):
     monkeypatch.setenv("SECRET", "swordfish")
     tree["run"]["folder"] = "${oc.env:SECRET}"
-    tree["run"]["name"] = "${optimizer.name}"
+    tree["run"]["name"] = "${run.folder}-${optimizer.name}"
+    tree["optimizer"]["groups"]["image_branch"]["params"] = ["image_branch.${oc.env:SECRET}", "${oc.env:NO,x}"]
     config, plain = parse_config(tree)
     assert config.run.folder == "swordfish"
+    assert config.run.name == "swordfish-AdamW"
+    assert config.optimizer.groups["image_branch"].params == ["image_branch.swordfish", "x"]
     assert plain["run"]["folder"] == "${oc.env:SECRET}"
-    assert plain["run"]["name"] == "AdamW"
+    assert plain["run"]["name"] == "${oc.env:SECRET}-AdamW"
+    assert parse_config(plain)[0] == config
     assert "swordfish" not in OmegaConf.to_yaml(OmegaConf.create(plain))
 
 

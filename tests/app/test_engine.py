@@ -1,12 +1,13 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
-from app.config import LearningRatesConfig
 from app.engine import choose_device, predict, train_one_epoch, validate
+from app.freezing import Freezing
+from app.gradients import Gradients
 from app.group_stats import GroupStatistics
-from app.learning_rates import LearningRates
 from app.metrics import ClassificationMetrics
 from app.param_groups import build_optimizer
 
@@ -21,14 +22,14 @@ class OneEpoch(list):
 
 
 @pytest.fixture
-def trained(small_batch, optimizer_config):
-    def train(model, *, batches=4, log_every=1, lr_scale=1.0, log=lambda *values: None):
-        optimizer, groups = build_optimizer(model, optimizer_config)
-        rates = LearningRates(groups, LearningRatesConfig(warmup_steps=0, reductions=[]), [])
-        rates.base = {name: lr * lr_scale for name, lr in rates.base.items()}
+def trained(small_batch, optimizer_config, learning_rates_of):
+    def train(model, *, batches=4, log_every=1, epoch=0, config=optimizer_config, log=lambda *values: None):
+        optimizer, groups = build_optimizer(model, config)
+        gradients = Gradients(optimizer, groups, config.clip_norm)
+        parts = [Freezing(model, groups), gradients, GroupStatistics(optimizer, groups, gradients)]
         loader = OneEpoch([small_batch] * batches)
-        arguments = {"epoch": 0, "step": 0, "seed": 0, "log_every": log_every, "log": log, **CPU}
-        return train_one_epoch(model, loader, optimizer, rates, GroupStatistics(groups), **arguments)
+        arguments = {"epoch": epoch, "step": 0, "seed": 0, "log_every": log_every, "log": log, **CPU}
+        return train_one_epoch(model, loader, optimizer, learning_rates_of(groups), *parts, **arguments)
 
     return train
 
@@ -50,6 +51,18 @@ def test_training_is_the_same_twice_whatever_was_drawn_before(small_model, train
         assert torch.equal(a, b)
 
 
+def test_a_frozen_group_is_frozen_in_its_epochs_whatever_train_mode_says(small_model, optimizer_config, trained):
+    groups = dict(optimizer_config.groups)
+    groups["image_branch"] = replace(groups["image_branch"], freeze_until=2)
+    config = replace(optimizer_config, groups=groups)
+    before = small_model.image_branch.state_dict()
+    for epoch, still in ((0, True), (1, True), (2, False)):
+        model = copy.deepcopy(small_model)
+        trained(model, epoch=epoch, config=config)
+        now = model.image_branch.state_dict()
+        assert all(torch.equal(before[name], now[name]) == still for name in before), epoch
+
+
 def test_detached_heads_change_nothing_in_the_rest_of_the_model(small_model, small_batch, trained):
     with_heads, without = copy.deepcopy(small_model), copy.deepcopy(small_model)
     for parameter in without.unimodal_heads.parameters():
@@ -69,12 +82,13 @@ def test_heads_with_weight_train_the_branches(small_model, trained):
     assert not torch.equal(plain.image_branch[0].weight, weighted.image_branch[0].weight)
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step(small_model, small_batch, trained):
-    before = copy.deepcopy(small_model.image_branch[0].weight)
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_a_loss_that_is_not_finite_changes_no_weight(small_model, small_batch, trained, log_every):
+    before = copy.deepcopy(dict(small_model.named_parameters()))
     small_batch["image"][0] = float("inf")
-    with pytest.raises(FloatingPointError, match="training loss is nan at step 1; lower the learning rates"):
-        trained(small_model)
-    assert torch.equal(before, small_model.image_branch[0].weight)
+    with pytest.raises(FloatingPointError, match="gradient of image_branch, .* was not finite at step 1;"):
+        trained(small_model, log_every=log_every)
+    assert all(torch.equal(before[name], p) for name, p in small_model.named_parameters())
 
 
 def test_no_read_back_from_the_device_on_steps_that_log_nothing(small_model, trained, monkeypatch):
@@ -85,7 +99,7 @@ def test_no_read_back_from_the_device_on_steps_that_log_nothing(small_model, tra
             torch.Tensor, name, lambda *a, _f=original, _n=name, **k: (reads.append(_n), _f(*a, **k))[1]
         )
     trained(small_model, batches=9, log_every=100)
-    assert reads == []
+    assert reads == ["tolist"]  # Gradients.check, once, at the end of the epoch
 
 
 @torch.no_grad()
@@ -130,3 +144,15 @@ def test_a_device_that_is_not_there_is_refused():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="'cuda' is not available on this machine; use auto or one of"):
             choose_device("cuda")
+
+
+def test_bf16_trains_and_predicts(small_model, small_batch, trained, monkeypatch):
+    monkeypatch.setitem(CPU, "precision", "bf16")
+    before = copy.deepcopy(small_model.fusion_head.state_dict())
+    trained(small_model)
+    assert all(p.dtype == torch.float32 for p in small_model.parameters())
+    assert any(not torch.equal(before[name], value) for name, value in small_model.fusion_head.state_dict().items())
+    metrics = ClassificationMetrics(3, ["image_branch", "temporal_branch"])
+    assert 0 < validate(small_model, [small_batch], metrics, **CPU)["loss"] < 10
+    (_, output) = next(predict(small_model, [small_batch], **CPU))
+    assert output.logits.dtype == torch.bfloat16

@@ -2,138 +2,292 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from app.config import LearningRatesConfig, ReductionConfig
-from app.learning_rates import LearningRates, describe_event
+from app.config_schema import GroupConfig, LearningRatesConfig, ReductionConfig, ScheduleConfig, StopConfig
+from app.learning_rates import LearningRates, describe_event, replay
 from app.param_groups import build_optimizer
+
+LRS = {"image_branch": 0.1, "temporal_branch": 0.01, "fusion_head": 0.001, "unimodal_heads": 0.0001}
+MONITORS = ["val/loss", "val/image_branch/loss", "val/accuracy"]
 
 
 def reduction(groups, monitor="val/loss", **changes):
-    values = {"rule": "plateau", "factor": 0.1, "patience": 1, "min_lr": 0.0, **changes}
+    values = {"rule": "plateau", "factor": 0.1, "patience": 1, "threshold": 0.0, **changes}
     return ReductionConfig(groups=groups, monitor=monitor, **values)
 
 
-@pytest.fixture
-def make(small_model, optimizer_config):
-    _, groups = build_optimizer(small_model, optimizer_config)  # lr 0.1, 0.01, 0.001, 0.0001
-
-    def make_learning_rates(*reductions, warmup_steps=0):
-        for group, values in zip(groups, optimizer_config.groups.values(), strict=True):
-            group.param_group["lr"] = values.lr
-        config = LearningRatesConfig(warmup_steps=warmup_steps, reductions=list(reductions))
-        return LearningRates(groups, config, ["val/loss", "val/image_branch/loss", "val/accuracy"])
-
-    return make_learning_rates
+def threshold(groups, monitor="val/loss", **changes):
+    return ReductionConfig(groups=groups, monitor=monitor, **{"rule": "threshold", "factor": 0.1, **changes})
 
 
-def lrs(rates, step=1000):
-    rates.set(step)
-    return list(rates.current().values())
+def make(*reductions, groups=None, **changes):
+    """Ten epochs of ten steps over four groups, without an optimizer."""
+    groups = {name: GroupConfig(lr=lr, **(groups or {}).get(name, {})) for name, lr in LRS.items()}
+    settings = {"warmup_steps": 0, "reductions": list(reductions), **changes}
+    return LearningRates(groups, {}, LearningRatesConfig(**settings), monitors=MONITORS, steps_per_epoch=10, epochs=10)
 
 
-def test_warmup_is_linear_and_ends_at_the_base(make):
+def lrs(rates, step=99):
+    return [rates.lr(name, step) for name in LRS]
+
+
+def feed(rates, values, monitor="val/loss", first_epoch=1):
+    """One validation after each epoch; returns the events, with their epoch."""
+    events = []
+    for epoch, value in enumerate(values, start=first_epoch):
+        for event in rates.after_validation(dict.fromkeys(MONITORS, value), epoch=epoch, step=10 * epoch):
+            events.append((epoch, event))
+    return events
+
+
+def test_the_optimizer_gets_each_groups_lr_and_layers_their_share(small_model, optimizer_config, learning_rates_of):
+    from dataclasses import replace
+
+    groups = dict(optimizer_config.groups)
+    groups["temporal_branch"] = replace(groups["temporal_branch"], layer_decay=0.5)
+    optimizer, built = build_optimizer(small_model, replace(optimizer_config, groups=groups))
+    rates = learning_rates_of(built, warmup_steps=4)
+    rates.set(1)
+    expected = {"image_branch": [0.05], "temporal_branch": [0.0025, 0.005], "fusion_head": [5e-4]}
+    for name, values in expected.items():
+        found = sorted(entry["lr"] for entry in optimizer.param_groups if entry["name"] == name)
+        assert found == pytest.approx(values)
+
+
+def test_warmup_is_linear_and_ends_at_the_base():
     rates = make(warmup_steps=4)
     assert [lrs(rates, step)[0] for step in range(6)] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
 
 
-def test_a_group_is_reduced_after_patience_plus_one_bad_validations_and_others_keep_theirs_to_the_bit(make):
+def test_a_group_is_reduced_after_patience_plus_one_bad_validations_and_others_keep_theirs_to_the_bit():
     rates = make(reduction(["temporal_branch"], patience=1))
     before = lrs(rates)
-    assert rates.after_validation({"val/loss": 1.0}) == []  # the first is the best
-    assert rates.after_validation({"val/loss": 1.0}) == []  # bad, 1
-    (event,) = rates.after_validation({"val/loss": 1.5})  # bad, 2: reduced
-    assert event["group"] == "temporal_branch"
-    assert (event["from"], event["to"]) == (0.01, pytest.approx(0.001))
-    assert (event["monitor"], event["value"], event["best"]) == ("val/loss", 1.5, 1.0)
+    # The first is the best; 1.0 again is no improvement; the second bad one reduces, and counting starts again.
+    ((epoch, event),) = feed(rates, [1.0, 1.0, 1.5, 1.5])
+    assert (epoch, event["group"], event["from"], event["to"]) == (3, "temporal_branch", 0.01, pytest.approx(0.001))
+    assert (event["monitor"], event["value"], event["best"], event["cause"]) == ("val/loss", 1.5, 1.0, "plateau")
     after = lrs(rates)
     assert after[1] == pytest.approx(0.001)
     assert [after[0], *after[2:]] == [before[0], *before[2:]]
-    assert rates.after_validation({"val/loss": 1.5}) == []  # the count starts again
-    assert "temporal_branch 1.00e-02 -> 1.00e-03" in describe_event(event)
+    assert "temporal_branch 0.01 -> 0.001 (plateau): val/loss is 1.5000, best 1.0000" in describe_event(event)
 
 
-def test_groups_watch_their_own_monitor(make):
+def test_groups_watch_their_own_monitor():
     rates = make(
         reduction(["image_branch"], "val/image_branch/loss", patience=0), reduction(["fusion_head"], patience=0)
     )
-    rates.after_validation({"val/loss": 1.0, "val/image_branch/loss": 1.0})
-    events = rates.after_validation({"val/loss": 0.5, "val/image_branch/loss": 1.1})
-    assert [event["group"] for event in events] == ["image_branch"]
-    events = rates.after_validation({"val/loss": 0.6, "val/image_branch/loss": 0.9})
-    assert [event["group"] for event in events] == ["fusion_head"]
+    reduced = []
+    for epoch, (loss, own) in enumerate([(1.0, 1.0), (0.5, 1.1), (0.6, 0.9)], start=1):
+        metrics = {"val/loss": loss, "val/image_branch/loss": own, "val/accuracy": 0}
+        reduced.append([event["group"] for event in rates.after_validation(metrics, epoch=epoch, step=10 * epoch)])
+    assert reduced == [[], ["image_branch"], ["fusion_head"]]
 
 
-def test_warmup_does_not_undo_a_reduction(make):
-    rates = make(reduction(["image_branch"], patience=0), warmup_steps=10)
-    rates.after_validation({"val/loss": 1.0})
-    rates.after_validation({"val/loss": 2.0})
-    assert [lrs(rates, step)[0] for step in (0, 4, 9, 50)] == pytest.approx([0.001, 0.005, 0.01, 0.01])
+def test_warmup_does_not_undo_a_reduction_and_holds_the_counters():
+    rates = make(reduction(["image_branch"], patience=0), warmup_steps=30)
+    # Validations after epochs 1 and 2 fall into the warm-up of 30 steps: they say nothing.
+    events = feed(rates, [1.0, 9.0, 2.0, 1.5, 3.0])
+    assert [(epoch, event["best"]) for epoch, event in events] == [(5, 1.5)]
+    assert [lrs(rates, step)[0] for step in (2, 14, 29, 50)] == pytest.approx([0.001, 0.005, 0.01, 0.01])
 
 
-def test_min_lr_is_the_floor_and_a_group_at_its_floor_makes_no_events(make):
+def test_min_lr_is_the_floor_and_a_group_at_its_floor_makes_no_events():
     rates = make(reduction(["image_branch"], patience=0, min_lr=0.004))
-    events = [rates.after_validation({"val/loss": 1.0}) for _ in range(5)]
-    assert [event["to"] for event in sum(events, [])] == pytest.approx([0.01, 0.004])
+    assert [event["to"] for _, event in feed(rates, [1.0] * 5)] == pytest.approx([0.01, 0.004])
     assert lrs(rates)[0] == pytest.approx(0.004)
 
 
-def test_nan_is_neither_better_nor_worse(make):
+def test_cooldown_holds_the_count_after_a_reduction():
+    rates = make(reduction(["image_branch"], patience=0, cooldown=2))
+    assert [epoch for epoch, _ in feed(rates, [1.0] * 9)] == [2, 5, 8]
+
+
+def test_start_epoch_is_the_first_validation_that_counts():
+    rates = make(reduction(["image_branch"], patience=0, start_epoch=4))
+    assert [(epoch, event["best"]) for epoch, event in feed(rates, [0.1, 0.2, 0.3, 1.0, 1.1])] == [(5, 1.0)]
+
+
+def test_nan_is_neither_better_nor_worse_and_is_named():
     rates = make(reduction(["image_branch"], patience=1))
-    for value in (1.0, math.nan, math.nan, math.nan, 2.0):
-        assert rates.after_validation({"val/loss": value}) == []
-    assert len(rates.after_validation({"val/loss": 2.0})) == 1
+    assert feed(rates, [1.0, math.nan, math.nan, math.nan, 2.0]) == []
+    assert len(feed(rates, [2.0])) == 1
+    assert rates.not_a_number({"val/loss": math.nan}) == ["val/loss"]
+    assert rates.not_a_number({"val/loss": 1.0}) == []
 
 
-def test_a_tiny_lr_still_falls(make):
+def test_a_tiny_lr_still_falls():
     """torch's scheduler keeps an lr whose change is below its eps of 1e-8."""
     rates = make(reduction(["unimodal_heads"], patience=0, factor=0.01))
-    for _ in range(4):
-        rates.after_validation({"val/loss": 1.0})
+    feed(rates, [1.0] * 4)
     assert lrs(rates)[3] == pytest.approx(1e-4 * 1e-6)
 
 
-@pytest.mark.parametrize("mode", ["min", "max"])
-@pytest.mark.parametrize("threshold", [0.0, 0.05])
-def test_equals_torch_on_one_group(make, mode, threshold):
-    rates = make(reduction(["image_branch"], "val/accuracy", mode=mode, patience=2, factor=0.5, threshold=threshold))
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    oracle_optimizer = torch.optim.SGD([parameter], lr=0.1)
+VALUES = st.lists(st.floats(-100, 100, allow_nan=False) | st.sampled_from([1.0, 1.001, 0.999]), min_size=1, max_size=60)
+
+
+@settings(max_examples=3000, deadline=None)
+@given(
+    values=VALUES,
+    mode=st.sampled_from(["min", "max"]),
+    factor=st.sampled_from([0.1, 0.3, 0.5, 0.9]),
+    patience=st.integers(0, 4),
+    threshold=st.sampled_from([0.0, 1e-4, 0.1]),
+    threshold_mode=st.sampled_from(["rel", "abs"]),
+    cooldown=st.integers(0, 3),
+    min_lr=st.sampled_from([0.0, 1e-4, 0.02]),
+)
+def test_equals_torch_on_one_group_and_leaves_the_others_untouched(values, mode, factor, min_lr, **settings):
+    rates = make(reduction(["image_branch"], mode=mode, factor=factor, min_lr=min_lr, **settings))
+    untouched = lrs(rates)[1:]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     oracle = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        oracle_optimizer, mode=mode, patience=2, factor=0.5, threshold=threshold, eps=0
+        optimizer, mode=mode, factor=factor, min_lr=min_lr, eps=0, **settings
     )
-    values = torch.rand(300, generator=torch.Generator().manual_seed(3)).cumsum(0).sub(75).abs().add(0.1).tolist()
-    reductions = 0
-    for value in values:
-        reductions += len(rates.after_validation({"val/accuracy": value}))
+    for epoch, value in enumerate(values, start=1):
         oracle.step(value)
-        assert lrs(rates)[0] == pytest.approx(oracle_optimizer.param_groups[0]["lr"], rel=1e-12)
-    assert reductions > 3
+        feed(rates, [value], first_epoch=epoch)
+        assert lrs(rates)[0] == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+    assert lrs(rates)[1:] == untouched
 
 
-def test_state_continues_where_it_was_and_settings_come_from_the_config(make):
-    rule = reduction(["image_branch", "fusion_head"], patience=1)
+@pytest.mark.parametrize(
+    ("rule", "values", "epochs"),
+    [
+        ({"above": 0.5, "start_epoch": 5}, [0.9, 0.9, 0.9, 0.9, 0.9, 0.9], [5]),  # once
+        ({"above": 0.5, "start_epoch": 5}, [0.9, 0.9, 0.9, 0.9, 0.4, 0.6, 0.9], [6]),
+        ({"above": 0.5, "start_epoch": 2, "repeat": True}, [0.9, 0.9, 0.4, 0.6, 0.5], [2, 4]),
+        ({"below": 0.5, "repeat": True}, [0.9, 0.4, 0.5, 0.3], [2, 4]),
+        ({"above": 0.5, "repeat": True, "cooldown": 1}, [0.9, 0.9, 0.9, 0.9], [1, 3]),
+        ({"above": 0.5}, [math.nan, 0.4], []),
+    ],
+)
+def test_threshold_rule(rule, values, epochs):
+    rates = make(threshold(["image_branch", "fusion_head"], **rule))
+    events = feed(rates, values)
+    assert [epoch for epoch, event in events if event["group"] == "image_branch"] == epochs
+    assert lrs(rates)[0] == pytest.approx(0.1 * 0.1 ** len(epochs))
+    assert lrs(rates)[1] == LRS["temporal_branch"]
+
+
+def test_schedules_by_hand():
+    rates = make(
+        schedules={
+            "image_branch": ScheduleConfig(name="cosine", end_factor=0.1),
+            "temporal_branch": ScheduleConfig(name="linear"),
+            "fusion_head": ScheduleConfig(name="step", every_epochs=3, factor=0.5),
+        }
+    )
+    assert lrs(rates, 0) == pytest.approx(list(LRS.values()))
+    assert lrs(rates, 99) == pytest.approx([0.01, 0.0, 0.001 * 0.125, 0.0001])
+    assert lrs(rates, 33)[0] == pytest.approx(0.1 * (0.1 + 0.9 * (1 + math.cos(math.pi / 3)) / 2))
+    assert lrs(rates, 33)[1] == pytest.approx(0.01 * 2 / 3)
+    assert [lrs(rates, step)[2] for step in (29, 30, 59, 60)] == pytest.approx([0.001, 0.0005, 0.0005, 0.00025])
+
+
+def test_a_schedule_and_a_reduction_multiply_and_the_event_says_the_lr_as_it_is():
+    rates = make(reduction(["image_branch"], patience=0), schedules={"image_branch": ScheduleConfig(name="linear")})
+    ((_, event),) = feed(rates, [1.0, 1.0])  # after 20 of 100 steps
+    assert event["from"] == pytest.approx(0.1 * (1 - 20 / 99)) and event["to"] == pytest.approx(0.1 * event["from"])
+    assert lrs(rates, 0)[0] == pytest.approx(0.01)
+    assert lrs(rates, 33)[0] == pytest.approx(0.01 * 2 / 3)
+
+
+def test_a_frozen_group_is_not_judged_and_warms_up_on_its_own():
+    groups = {"image_branch": {"freeze_until": 3, "unfreeze_warmup_steps": 5}}
+    rates = make(reduction(["image_branch", "fusion_head"], patience=0), groups=groups)
+    events = feed(rates, [1.0, 2.0, 3.0, 4.0, 5.0])
+    # fusion_head is judged from the first validation; image_branch from the fourth, its first as a trained group.
+    judged = {name: [epoch for epoch, e in events if e["group"] == name] for name in ("fusion_head", "image_branch")}
+    assert judged == {"fusion_head": [2, 3, 4, 5], "image_branch": [5]}
+    fresh = make(groups=groups)
+    events = [event for epoch in range(10) for event in fresh.unfreeze(epoch=epoch, step=10 * epoch)]
+    assert [describe_event(event) for event in events] == ["lr of image_branch 0 -> 0.1: unfrozen"]
+    assert [lrs(fresh, 30 + i)[0] for i in range(6)] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1, 0.1])
+    resumed = make(groups=groups)  # in the middle of the warm-up
+    resumed.load_state_dict(fresh.state_dict())
+    assert lrs(resumed, 31) == lrs(fresh, 31)
+
+
+def test_early_stop():
+    rates = make(stop=StopConfig(monitor="val/accuracy", mode="max", patience=1))
+    reasons = []
+    for epoch, value in enumerate([0.5, 0.6, 0.6, math.nan, 0.5], start=1):
+        feed(rates, [value], first_epoch=epoch)
+        reasons.append(rates.should_stop())
+    assert reasons == [None, None, None, None, "val/accuracy did not improve for 2 validations"]
+
+
+def test_stop_when_every_group_is_exhausted():
+    floor = {"image_branch": 0.05, "temporal_branch": 0.005, "fusion_head": 5e-4, "unimodal_heads": 5e-5}
+    rates = make(*(reduction([n], patience=0, min_lr=lr) for n, lr in floor.items()), stop_when_exhausted=True)
+    feed(rates, [1.0, 1.0])  # all at their floor now
+    assert rates.should_stop() is None
+    feed(rates, [1.0])  # and stalled again
+    assert "every group" in rates.should_stop()
+
+
+def test_curves_show_the_inner_state():
+    rates = make(reduction(["image_branch"], patience=3, cooldown=4), reduction(["fusion_head"], "val/accuracy"))
+    feed(rates, [1.0, 2.0, 2.0])
+    curves = rates.curves()
+    assert curves["plateau_best"] == {"image_branch": 1.0, "fusion_head": 1.0}
+    assert curves["plateau_bad_validations"] == {"image_branch": 2, "fusion_head": 0}  # fusion_head was just reduced
+    assert curves["plateau_cooldown"] == {"image_branch": 0, "fusion_head": 0}
+    assert curves["reduction"]["fusion_head"] == pytest.approx(0.1)
+
+
+def test_state_continues_where_it_was_and_settings_come_from_the_config():
+    rules = [
+        reduction(["image_branch", "fusion_head"], patience=1, cooldown=1),
+        threshold(["image_branch"], above=1.25),
+    ]
+    settings = {"stop": StopConfig(monitor="val/loss", patience=9)}
     values = [1.0, 1.1, 1.2, 1.3, 1.0, 0.9, 1.4, 1.5, 1.6]
-    straight = make(rule)
-    for value in values:
-        straight.after_validation({"val/loss": value})
-    first = make(rule)
-    for value in values[:4]:
-        first.after_validation({"val/loss": value})
-    resumed = make(rule)
+    straight, first, resumed = (make(*rules, **settings) for _ in range(3))
+    feed(straight, values)
+    feed(first, values[:4])
     resumed.load_state_dict(first.state_dict())
-    for value in values[4:]:
-        resumed.after_validation({"val/loss": value})
+    feed(resumed, values[4:], first_epoch=5)
     assert lrs(resumed) == lrs(straight)
     assert resumed.state_dict() == straight.state_dict()
 
-    changed = make(rule)
-    changed.base["image_branch"] = 0.5  # a base lr that was edited between stop and resume
+    changed = make(*rules, groups={}, **settings)
+    changed.groups["image_branch"] = GroupConfig(lr=0.5)  # a base lr that was edited between stop and resume
     changed.load_state_dict(straight.state_dict())
     assert lrs(changed)[0] == pytest.approx(0.5 * straight.reduction["image_branch"])
 
 
-def test_an_unknown_monitor_is_named_with_the_known_ones(make):
-    with pytest.raises(
-        ValueError, match=r"reductions\[0\].monitor: 'val/los' is not a validation metric; known: val/loss"
-    ):
-        make(reduction(["image_branch"], "val/los"))
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"reductions": [reduction(["image_branch"], "val/los")]}, r"reductions\[0\]"),
+        ({"stop": StopConfig(monitor="val/los", patience=1)}, "stop"),
+    ],
+)
+def test_an_unknown_monitor_is_named_with_the_known_ones(changes, key):
+    with pytest.raises(ValueError, match=rf"{key}.monitor: 'val/los' is not a validation metric; known: val/loss"):
+        make(**changes)
+
+
+def test_replay_takes_the_path_that_training_took(config):
+    rules = [reduction(["temporal_branch"], patience=0), reduction(["image_branch"], "val/image_branch/loss")]
+    from dataclasses import replace
+
+    config = replace(config, learning_rates=LearningRatesConfig(warmup_steps=0, reductions=rules))
+    losses = [1.0, 0.9, 0.95, 0.8]
+    records = [
+        {"kind": "val", "epoch": e, "step": 66 * e, "loss": loss, "image_branch/loss": 1.0}
+        for e, loss in enumerate(losses, start=1)
+    ]
+    lines = replay(config, records).splitlines()
+    assert [line.split()[1:3] for line in lines if line.split()[0].isdigit()] == [
+        ["0.0005", "0.006"],
+        ["0.0005", "0.006"],
+        ["5e-05", "0.0006"],
+        ["5e-05", "0.0006"],
+    ]
+    assert sum("lr of temporal_branch 0.006 -> 0.0006" in line for line in lines) == 1
+    with pytest.raises(ValueError, match="'val/image_branch/loss' is not a validation metric"):
+        replay(config, [{"kind": "val", "epoch": 1, "step": 66, "loss": 1.0}])

@@ -1,5 +1,7 @@
 """Oracle: scikit-learn's metrics over the whole split at once."""
 
+import math
+
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
@@ -45,3 +47,12 @@ def test_samples_without_a_branchs_input_do_not_count_for_it(gathered):
     assert values["temporal_branch/accuracy"] == pytest.approx(accuracy_score(label, temporal.argmax(1)))
     expected = log_loss(label, temporal.double().softmax(1), labels=range(4))
     assert values["temporal_branch/loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_nan_is_not_hidden_by_the_mean():
+    metrics = ClassificationMetrics(4, [])
+    logits = torch.zeros(3, 4)
+    logits[1] = float("nan")
+    batch = {"label": torch.tensor([0, 1, 2]), "present": torch.ones(3, 2, dtype=torch.bool)}
+    metrics.update(Output(logits, {}, {}), batch)
+    assert math.isnan(metrics.compute()["loss"])

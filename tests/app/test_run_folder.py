@@ -12,7 +12,7 @@ def test_a_second_run_of_a_name_gets_a_number(tmp_path):
 
 def test_the_newest_checkpoint_of_a_name_is_found_and_other_names_are_not(tmp_path):
     assert newest_checkpoint(tmp_path, "fusion") is None
-    for i, name in enumerate(["fusion-3", "fusion", "fusion-2", "fusion-wide"]):
+    for i, name in enumerate(["fusion-3", "fusion", "fusion-2", "fusion-wide", "fusion-1e-4", "fusion-2-b"]):
         path = tmp_path / name / "checkpoints" / "last.pt"
         path.parent.mkdir(parents=True)
         path.touch()

@@ -1,0 +1,47 @@
+"""Groups that do not train yet: `freeze_until`, and BatchNorm that never does: `freeze_batchnorm`.
+
+`requires_grad` alone does not freeze: an old gradient lets an optimizer go on, BatchNorm goes on counting, and
+model.train() undoes .eval(). So all three are set anew, from the epoch alone, each time training starts.
+"""
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from app.param_groups import Group
+
+
+class Freezing:
+    """Call `apply` behind each model.train()."""
+
+    def __init__(self, model: nn.Module, groups: list[Group]):
+        self.groups = groups
+        self.norms: dict[str, dict[str, nn.Module]] = {group.name: {} for group in groups}  # by name in the model
+        for name, module in model.named_modules():
+            if isinstance(module, _NormBase):
+                owner = _owner(name, groups)
+                if owner:
+                    self.norms[owner][name] = module
+
+    def apply(self, epoch: int) -> None:
+        """epoch: counted from 0. Frozen groups get no gradient and so cost nothing in the backward pass."""
+        for group in self.groups:
+            frozen = epoch < group.config.freeze_until
+            for parameter in group.parameters.values():
+                parameter.requires_grad_(not frozen)
+                if frozen:
+                    parameter.grad = None
+            for norm in self.norms[group.name].values():
+                if frozen or group.config.freeze_batchnorm:
+                    norm.eval()
+
+
+def _owner(norm_name: str, groups: list[Group]) -> str | None:
+    """The group whose parameters lie nearest to a norm: its own ones, or those of the modules around it."""
+    prefix = norm_name
+    while True:
+        owners = [g.name for g in groups if any(name.startswith(f"{prefix}.") for name in g.parameters)]
+        if owners:
+            return owners[0]
+        if "." not in prefix:
+            return None
+        prefix = prefix.rpartition(".")[0]
