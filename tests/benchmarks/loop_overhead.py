@@ -8,6 +8,8 @@ bare runs twice a round, and the ratio of the two shows how far the machine can 
 (validation, picture, checkpoint) is timed on its own.
 """
 
+import contextlib
+import os
 import statistics
 import sys
 import tempfile
@@ -18,13 +20,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import train
-from app.checkpoint import optimizer_state, save_checkpoint
+from app.checkpoint import save_checkpoint
+from app.config import load_config
 from app.engine import train_one_epoch, validate
+from app.gradients import Gradients
 from app.group_stats import GroupStatistics
 from app.metrics import ClassificationMetrics
-from app.param_groups import hyperparameters
 from app.run_folder import RunLog
-from data.loaders import make_loader
 
 
 def seconds(function) -> float:
@@ -35,14 +37,15 @@ def seconds(function) -> float:
 
 def main(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        run = train.prepare("configs/fusion.yaml", [f"run.folder={folder}", "run.device=cpu"], None)
+        overrides = [f"run.folder={folder}", "run.device=cpu"]
+        run = train.prepare(*load_config("configs/fusion.yaml", overrides), None)
+        train.open_run_folder(run)
         cpu = {"device": torch.device("cpu"), "precision": "fp32"}
         names = [group.name for group in run.groups]
         run_log = RunLog(run.folder, names, list(run.model.unimodal_heads))
-        loader = make_loader(run.splits["train"], run.config.data.batch_size, shuffle=True)
-        val_loader = make_loader(run.splits["val"], run.config.data.batch_size)
-        batches = list(loader)
-        group_statistics = GroupStatistics(run.groups)
+        batches = list(run.train_loader)
+        gradients = Gradients(run.optimizer, run.groups)
+        group_statistics = GroupStatistics(run.optimizer, run.groups, gradients)
         metrics = ClassificationMetrics(10, list(run.model.unimodal_heads))
 
         def bare():
@@ -54,21 +57,21 @@ def main(rounds: int) -> None:
                 sum(losses, cross_entropy(output.logits, batch["label"])).backward()
                 run.optimizer.step()
 
-        def log(step, values, readings):
-            groups = {name: values | readings[name] for name, values in hyperparameters(run.groups).items()}
+        def log(step, values, groups):
             run_log.training({"step": step, "epoch": 1}, values, groups)
 
         def loop():
             every = run.config.statistics.every
+            parts = [run.optimizer, run.learning_rates, run.freezing, gradients, group_statistics]
             arguments = {"epoch": 0, "step": 0, "seed": 0, "log_every": every, "log": log, **cpu}
-            train_one_epoch(run.model, loader, run.optimizer, run.learning_rates, group_statistics, **arguments)
+            with open(os.devnull, "w") as quiet, contextlib.redirect_stderr(quiet):
+                train_one_epoch(run.model, run.train_loader, *parts, **arguments)
 
         def end_of_epoch():
-            val = validate(run.model, val_loader, metrics, **cpu)
-            picture = train.draw_predictions(run.model, val_loader, **cpu)
-            run_log.validation({"step": 0, "epoch": 1}, val, run.learning_rates.reduction, picture)
-            content = {"model": run.model.state_dict(), "optimizer": optimizer_state(run.optimizer, run.groups)}
-            save_checkpoint(Path(folder) / "last.pt", content)
+            val = validate(run.model, run.val_loader, metrics, **cpu)
+            picture = train.draw_predictions(run.model, run.val_loader, **cpu)
+            run_log.validation({"step": 0, "epoch": 1}, val, run.learning_rates.curves(), picture)
+            save_checkpoint(Path(folder) / "last.pt", train.content_of(run, val))
 
         bare()  # warm-up
         times = {"bare": [], "loop": [], "bare again": [], "end": []}
