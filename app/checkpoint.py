@@ -4,6 +4,7 @@ The only user of torch.save and torch.load. A checkpoint is plain tensors, numbe
 torch.load(path, weights_only=True) reads it. Optimizer moments are kept by parameter name, never by position.
 """
 
+import math
 import os
 import zipfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from app.freezing import group_around
 from app.param_groups import Group
 
 FORMAT = "duet checkpoint"
@@ -61,6 +63,47 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if content["version"] != VERSION:
         raise ValueError(f"checkpoint {path} has version {content['version']}, this program reads {VERSION}; {remedy}")
     return content
+
+
+def raise_if_not_finite(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    groups: list[Group],
+    losses: dict[str, float],
+    *,
+    epoch: int,
+    step: int,
+) -> None:
+    """Call before saving: a checkpoint that is not finite is lost, and would take the place of one that is not.
+
+    Args:
+        losses: "training loss" and "validation loss" of the epoch.
+        epoch, step: both finished.
+
+    Raises FloatingPointError that names the groups and tensors (weights, buffers, moments), or the losses.
+    """
+    found: list[tuple[str, str, torch.Tensor]] = []  # group, name, tensor
+    for group in groups:
+        for name, parameter in group.parameters.items():
+            found.append((group.name, name, parameter.detach()))
+            found += [
+                (group.name, f"{key} of {name}", value) for key, value in optimizer.state.get(parameter, {}).items()
+            ]
+    found += [(group_around(name, groups) or "no group", name, buffer) for name, buffer in model.named_buffers()]
+    found = [(*names, tensor) for *names, tensor in found if isinstance(tensor, torch.Tensor)]
+    finite = torch.stack([torch.isfinite(tensor).all() for *_, tensor in found]).tolist()
+    bad = [(group, name) for (group, name, _), is_finite in zip(found, finite, strict=True) if not is_finite]
+    bad_losses = [f"the {name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
+    if not bad and not bad_losses:
+        return
+    names = list(dict.fromkeys(group for group, _ in bad))
+    what = [f"{len(bad)} tensors of {' and '.join(names)} are not finite (first {bad[0][1]})"] if bad else []
+    kept = f"the checkpoint of epoch {epoch - 1} stays" if epoch > 1 else "there is no checkpoint yet"
+    whose = f"of {' and '.join(names)}" if bad else "of the groups"
+    raise FloatingPointError(
+        f"after epoch {epoch}, step {step}: {', '.join(what + bad_losses)}. Nothing was saved, {kept}. The same config "
+        f"will fail at the same step again: lower the lr {whose}, or set clip_norm"
+    )
 
 
 def load_model_state(model: nn.Module, state: dict[str, torch.Tensor], path: str | Path) -> None:

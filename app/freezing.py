@@ -18,7 +18,7 @@ class Freezing:
         self.norms: dict[str, dict[str, nn.Module]] = {group.name: {} for group in groups}  # by name in the model
         for name, module in model.named_modules():
             if isinstance(module, _NormBase):
-                owner = _owner(name, groups)
+                owner = group_around(name, groups)
                 if owner:
                     self.norms[owner][name] = module
 
@@ -35,9 +35,9 @@ class Freezing:
                     norm.eval()
 
 
-def _owner(norm_name: str, groups: list[Group]) -> str | None:
-    """The group whose parameters lie nearest to a norm: its own ones, or those of the modules around it."""
-    prefix = norm_name
+def group_around(name: str, groups: list[Group]) -> str | None:
+    """The group whose parameters lie nearest to a module or buffer: its own ones, or those of the modules around it."""
+    prefix = name
     while True:
         owners = [g.name for g in groups if any(name.startswith(f"{prefix}.") for name in g.parameters)]
         if owners:

@@ -1,4 +1,5 @@
 import copy
+import math
 import os
 import zipfile
 
@@ -79,6 +80,46 @@ def test_a_checkpoint_that_was_cut_short_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="cut short"):
         checkpoint.load_checkpoint(path)
+
+
+LOSSES = {"training loss": 0.5, "validation loss": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda m, o: m.image_branch[0].weight.data.fill_(math.inf),
+            "1 tensors of image_branch .* image_branch.0.weight",
+        ),
+        (lambda m, o: m.image_branch[1].running_var.fill_(math.nan), "image_branch .*first image_branch.1.running_var"),
+        (
+            lambda m, o: o.state[m.temporal_branch.lstm.bias_hh_l1]["exp_avg_sq"].view(-1)[3].fill_(math.nan),
+            "temporal_branch are not finite .first exp_avg_sq of temporal_branch.lstm.bias_hh_l1",
+        ),
+        (
+            lambda m, o: [p.data.fill_(math.nan) for p in (m.image_branch[0].bias, m.fusion_head.layers[0].bias)],
+            "2 tensors of image_branch and fusion_head are .* lower the lr of image_branch and fusion_head, or",
+        ),
+    ],
+    ids=["weight", "buffer", "moment", "two groups"],
+)
+def test_a_state_that_is_not_finite_is_named_by_group_and_step(small_model, optimizer_config, spoil, message):
+    optimizer, groups = build_optimizer(small_model, optimizer_config)
+    step_once(small_model, optimizer)
+    checkpoint.raise_if_not_finite(small_model, optimizer, groups, LOSSES, epoch=3, step=66)
+    spoil(small_model, optimizer)
+    with pytest.raises(FloatingPointError, match=message) as error:
+        checkpoint.raise_if_not_finite(small_model, optimizer, groups, LOSSES, epoch=3, step=66)
+    assert str(error.value).startswith("after epoch 3, step 66: ")
+    assert "the checkpoint of epoch 2 stays" in str(error.value)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_that_is_not_finite_is_named(small_model, optimizer_config, name):
+    optimizer, groups = build_optimizer(small_model, optimizer_config)
+    with pytest.raises(FloatingPointError, match=f"after epoch 1, step 9: the {name} is nan.*no checkpoint yet"):
+        checkpoint.raise_if_not_finite(small_model, optimizer, groups, {**LOSSES, name: math.nan}, epoch=1, step=9)
 
 
 def test_model_state_must_fit_before_anything_changes(small_model):
