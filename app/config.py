@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers.oc import env as read_environment
 from yaml import YAMLError
 
-from app.config_schema import Config, check_config, names_of, nearest
+from app.config_schema import REMOVED_KEYS, Config, check_config, names_of, nearest
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> tuple[Config, dict]:
@@ -80,6 +80,8 @@ def _build(kind: type, node: Any, path: str) -> Any:
         raise ValueError(f"{path}: expected a mapping with the keys {names_of(kind)}, found {node!r}")
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for key in node:
+        if (kind, key) in REMOVED_KEYS:
+            raise ValueError(f"{_join(path, key)}: {REMOVED_KEYS[kind, key]}")
         if key not in fields:
             raise ValueError(f"{_join(path, key)}: unknown key; {nearest(str(key), list(fields))}")
     hints = typing.get_type_hints(kind)
@@ -88,7 +90,7 @@ def _build(kind: type, node: Any, path: str) -> Any:
         key = _join(path, name)
         if name in node and not OmegaConf.is_missing(node, name):
             values[name] = _build_value(hints[name], node, name, key)
-            _check_bounds(key, values[name], f.metadata.get("bounds", {}))
+            _check_bounds(key, values[name], f.metadata.get("bounds"))
         elif f.default is MISSING and f.default_factory is MISSING:
             raise ValueError(f"{key}: missing; add it ({_describe(hints[name], f)})")
     return kind(**values)
@@ -125,8 +127,8 @@ def _build_value(hint: Any, node: DictConfig, name: str, key: str) -> Any:
     return OmegaConf.to_container(leaf)["value"]
 
 
-def _check_bounds(key: str, value: Any, bounds: dict[str, float]) -> None:
-    if not bounds or value is None:
+def _check_bounds(key: str, value: Any, bounds: dict[str, float] | None) -> None:
+    if bounds is None or value is None:
         return
     compare = {
         ">=": lambda v, b: v >= b,
@@ -137,7 +139,7 @@ def _check_bounds(key: str, value: Any, bounds: dict[str, float]) -> None:
     for number in value if isinstance(value, list) else [value]:
         if not math.isfinite(number) or not all(compare[sign](number, bound) for sign, bound in bounds.items()):
             each = "each value " if isinstance(value, list) else ""
-            raise ValueError(f"{key}: found {value}, {each}must be {_spell(bounds)}")
+            raise ValueError(f"{key}: found {value}, {each}must be {_spell(bounds) or 'a finite number'}")
 
 
 def _without_secrets(tree: DictConfig) -> dict:

@@ -90,7 +90,7 @@ class GroupConfig:
     lr: float = within(above=0)
     weight_decay: Optional[float] = optional(within(minimum=0), None)
     betas: Optional[list[float]] = optional(within(minimum=0, below=1), None)
-    eps: Optional[float] = optional(within(minimum=0), None)
+    eps: Any = None  # a number, or Adafactor's two
     options: dict[str, Any] = field(default_factory=dict)
     params: Optional[list[str]] = None
     no_decay: bool = False
@@ -120,7 +120,6 @@ class ScheduleConfig:
 class ReductionConfig:
     groups: list[str]
     monitor: str
-    mode: Literal["min", "max"] = "min"
     rule: Literal["plateau", "threshold"]
     factor: float = within(above=0, below=1)
     min_lr: float = optional(within(minimum=0), 0.0)
@@ -132,15 +131,14 @@ class ReductionConfig:
     threshold: float = optional(within(minimum=0), 1e-4)
     threshold_mode: Literal["rel", "abs"] = "rel"
     # rule: threshold
-    above: Optional[float] = None
-    below: Optional[float] = None
+    above: Optional[float] = optional(within(), None)
+    below: Optional[float] = optional(within(), None)
     repeat: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class StopConfig:
     monitor: str
-    mode: Literal["min", "max"] = "min"
     patience: int = within(minimum=0)
 
 
@@ -181,6 +179,7 @@ def check_config(config: Config) -> None:
             raise ValueError(
                 f"optimizer.groups.{name}.betas: found {group.betas}, expected two numbers, e.g. [0.9, 0.999]"
             )
+        _check_eps(f"optimizer.groups.{name}.eps", group.eps)
         if group.unfreeze_warmup_steps and not group.freeze_until:
             raise ValueError(
                 f"optimizer.groups.{name}.unfreeze_warmup_steps: the group is never frozen; add freeze_until"
@@ -199,18 +198,57 @@ def check_config(config: Config) -> None:
         _check_reduction(f"learning_rates.reductions[{i}]", reduction, config)
     if config.learning_rates.stop_when_exhausted:
         _check_exhaustible(config)
+    _check_lr_is_honoured(config)
+
+
+def _check_eps(key: str, eps: Any) -> None:
+    values = eps if isinstance(eps, list) and len(eps) == 2 else [eps]
+    missing_first = values[1:] if len(values) == 2 and values[0] is None else values
+    if eps is not None and not all(type(v) in (int, float) and 0 <= v < math.inf for v in missing_first):
+        raise ValueError(f"{key}: found {eps!r}, expected a number >= 0, or for Adafactor two, e.g. [null, 1.0e-3]")
+
+
+# Rprop reads lr at its first step only: from then on each weight has a step size of its own.
+_IGNORE_LR = ("Rprop",)
+
+
+def _check_lr_is_honoured(config: Config) -> None:
+    """An lr that is changed while training must change what the optimizer does."""
+    if config.optimizer.name not in _IGNORE_LR:
+        return
+    changes = {
+        "learning_rates.warmup_steps": config.learning_rates.warmup_steps,
+        "learning_rates.schedules": any(s.name != "constant" for s in config.learning_rates.schedules.values()),
+        "learning_rates.reductions": config.learning_rates.reductions,
+    }
+    for name, group in config.optimizer.groups.items():
+        changes[f"optimizer.groups.{name}.unfreeze_warmup_steps"] = group.unfreeze_warmup_steps
+    for key, changes_lr in changes.items():
+        if changes_lr:
+            raise ValueError(
+                f"{key}: {config.optimizer.name} does not follow a changed lr; take it out, or choose another optimizer"
+            )
 
 
 def _check_exhaustible(config: Config) -> None:
-    key = "learning_rates.stop_when_exhausted: would never stop"
-    reductions = config.learning_rates.reductions
-    reduced = {name for reduction in reductions for name in reduction.groups}
-    missing = [name for name in config.optimizer.groups if name not in reduced]
-    if missing:
-        raise ValueError(f"{key}, for no reduction names {', '.join(missing)}")
-    for i, reduction in enumerate(reductions):
-        if reduction.min_lr == 0 or (reduction.rule == "threshold" and not reduction.repeat):
-            raise ValueError(f"{key}, for reductions[{i}] has no min_lr above 0, or is a threshold without repeat")
+    """Each group must be able to reach the lowest min_lr of its rules, and to stall there."""
+    for name in config.optimizer.groups:
+        key = f"learning_rates.stop_when_exhausted: would never stop, for group '{name}'"
+        rules = {i: rule for i, rule in enumerate(config.learning_rates.reductions) if name in rule.groups}
+        if not rules:
+            raise ValueError(f"{key} has no reduction; add one, or set stop_when_exhausted: false")
+        for i, rule in rules.items():
+            if rule.start_epoch > config.run.epochs:
+                raise ValueError(
+                    f"{key} has reductions[{i}], which never acts: its start_epoch {rule.start_epoch} is after the "
+                    f"last epoch (run.epochs {config.run.epochs})"
+                )
+        repeating = {i: rule for i, rule in rules.items() if rule.rule == "plateau" or rule.repeat}
+        if not repeating:
+            raise ValueError(f"{key} has only thresholds that act once; give one of them repeat: true")
+        for i, rule in repeating.items():
+            if rule.min_lr == 0:
+                raise ValueError(f"{key} has reductions[{i}] with min_lr 0; give it a min_lr above 0")
 
 
 def _check_reduction(key: str, reduction: ReductionConfig, config: Config) -> None:
@@ -218,6 +256,8 @@ def _check_reduction(key: str, reduction: ReductionConfig, config: Config) -> No
     if not reduction.groups:
         raise ValueError(f"{key}.groups: empty; name at least one of {', '.join(groups)}")
     for name in reduction.groups:
+        if reduction.groups.count(name) > 1:
+            raise ValueError(f"{key}.groups: names '{name}' twice; name each group once")
         if name not in groups:
             raise ValueError(f"{key}.groups: unknown group '{name}'; {nearest(name, list(groups))}")
         _check_asked_to_train(f"{key}.groups", name, config)
@@ -245,6 +285,13 @@ def _check_asked_to_train(key: str, name: str, config: Config) -> None:
             f"{key}: group '{name}' is frozen for the whole run (freeze_until {frozen}, run.epochs "
             f"{config.run.epochs}), so its lr means nothing; lower freeze_until, or take the group out here"
         )
+
+
+# Keys of earlier versions, and what became of them.
+_MODE = (
+    "is not a key any more: the direction belongs to the monitor (a loss falls, accuracy and macro_f1 rise); remove it"
+)
+REMOVED_KEYS = {(ReductionConfig, "mode"): _MODE, (StopConfig, "mode"): _MODE}
 
 
 def names_of(kind: type) -> str:

@@ -8,6 +8,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 # Stands for "no label" in cross_entropy and in torchmetrics: samples without that branch's input.
 IGNORED = -100
 BRANCHES = ("image_branch", "temporal_branch")  # in the order of `present`
+# What is better of a metric: a lower value or a higher one. In the spelling of torch's ReduceLROnPlateau.
+DIRECTIONS = {"loss": "min", "accuracy": "max", "macro_f1": "max"}
 
 
 def unimodal_label(batch: dict[str, torch.Tensor], branch: str) -> torch.Tensor:
@@ -15,9 +17,14 @@ def unimodal_label(batch: dict[str, torch.Tensor], branch: str) -> torch.Tensor:
     return batch["label"].masked_fill(~batch["present"][:, BRANCHES.index(branch)], IGNORED)
 
 
+def direction(monitor: str) -> str:
+    """Of `val/loss`, `val/image_branch/accuracy`, ...: "min" or "max"."""
+    return DIRECTIONS[monitor.rpartition("/")[2]]
+
+
 def metric_names(branches: list[str]) -> list[str]:
     """What ClassificationMetrics.compute reports: the monitors that a config may name, without "val/"."""
-    return ["loss", "accuracy", "macro_f1", *(f"{b}/{m}" for b in branches for m in ("loss", "accuracy"))]
+    return [*DIRECTIONS, *(f"{b}/{m}" for b in branches for m in ("loss", "accuracy"))]
 
 
 class ClassificationMetrics(nn.Module):

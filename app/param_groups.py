@@ -168,7 +168,7 @@ def group_table(groups: list[Group]) -> str:
             "weight decay": _range([e["weight_decay"] for e in group.param_groups if "weight_decay" in e], last=True),
             "no decay": f"{spared} tensors" if spared else "-",
             "betas": ", ".join(f"{beta:g}" for beta in entry["betas"]) if "betas" in entry else "-",
-            "eps": f"{entry['eps']:g}" if isinstance(entry.get("eps"), float) else "-",
+            "eps": _eps(entry.get("eps", "-")),
         }
         row["options"] = ", ".join(f"{key}={value}" for key, value in group.config.options.items()) or "-"
         rows.append(row)
@@ -204,8 +204,9 @@ def _values_for(optimizer_class: type, group: GroupConfig, key: str) -> dict[str
     """The group's values as arguments of the optimizer class, proved to be known to it and in its ranges."""
     known = [name for name in inspect.signature(optimizer_class).parameters if name not in {"params", *_IMPLEMENTATION}]
     values = {name: getattr(group, name) for name in _OWN_KEYS if getattr(group, name) is not None}
-    if "betas" in values:
-        values["betas"] = tuple(values["betas"])
+    for name in ("betas", "eps"):
+        if isinstance(values.get(name), list):
+            values[name] = tuple(values[name])
     for name in values:
         if name not in known:
             raise ValueError(f"{key}.{name}: {optimizer_class.__name__} has no {name}; it has {', '.join(known)}")
@@ -302,6 +303,11 @@ def _range(values: list[float], last: bool = False) -> str:
         return "-"
     low, high = min(values), max(values)
     return f"{high:g}" if last or low == high else f"{low:.2g} to {high:g}"
+
+
+def _eps(eps: Any) -> str:
+    values = eps if isinstance(eps, tuple) else [eps]  # Adafactor has two
+    return ", ".join(f"{value:g}" if isinstance(value, float | int) else str(value) for value in values)
 
 
 def _listed(names: list[str], what: str) -> str:

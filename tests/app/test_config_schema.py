@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 
@@ -6,6 +7,8 @@ from app.config import parse_config
 
 PLATEAU = {"groups": ["image_branch"], "monitor": "val/loss", "rule": "plateau", "factor": 0.1, "patience": 1}
 THRESHOLD = {"groups": ["image_branch"], "monitor": "val/loss", "rule": "threshold", "factor": 0.1, "above": 0.5}
+GROUPS = ["image_branch", "temporal_branch", "fusion_head", "unimodal_heads"]
+FLOOR = PLATEAU | {"groups": GROUPS, "min_lr": 1e-6}
 EVERY = PLATEAU | {"groups": ["image_branch", "temporal_branch", "fusion_head", "unimodal_heads"]}
 
 
@@ -33,10 +36,39 @@ def without(entry, key):
         ),
         (
             "learning_rates",
-            {"reductions": [PLATEAU], "stop_when_exhausted": True},
-            "no reduction names temporal_branch",
+            {"reductions": [PLATEAU | {"min_lr": 1e-6}], "stop_when_exhausted": True},
+            "would never stop, for group 'temporal_branch' has no reduction",
         ),
-        ("learning_rates", {"reductions": [EVERY], "stop_when_exhausted": True}, "has no min_lr above 0"),
+        ("learning_rates", {"reductions": [EVERY], "stop_when_exhausted": True}, "reductions[0] with min_lr 0"),
+        (
+            "learning_rates",
+            {"reductions": [FLOOR | {"start_epoch": 11}], "stop_when_exhausted": True},
+            "reductions[0], which never acts: its start_epoch 11 is after the last epoch (run.epochs 10)",
+        ),
+        (
+            "learning_rates",
+            {
+                "reductions": [without(FLOOR, "patience") | {"rule": "threshold", "above": 0.5}],
+                "stop_when_exhausted": True,
+            },
+            "'image_branch' has only thresholds that act once; give one of them repeat: true",
+        ),
+        ("learning_rates", {"reductions": [PLATEAU | {"groups": ["fusion_head"] * 2}]}, "names 'fusion_head' twice"),
+        ("learning_rates", {"reductions": [THRESHOLD | {"above": math.nan}]}, "above: found nan, must be a finite"),
+        ("learning_rates", {"reductions": [THRESHOLD | {"above": math.inf}]}, "above: found inf, must be a finite"),
+        ("learning_rates", {"reductions": [PLATEAU | {"mode": "min"}]}, "reductions[0].mode: is not a key any more"),
+        (
+            "learning_rates",
+            {"stop": {"monitor": "val/loss", "patience": 1, "mode": "max"}},
+            "stop.mode: is not a key any",
+        ),
+        ("optimizer", {"name": "Rprop"}, "learning_rates.warmup_steps: Rprop does not follow a changed lr"),
+        ("image_branch", {"eps": "small"}, "eps: found 'small', expected a number >= 0, or for Adafactor two"),
+        ("image_branch", {"eps": -1.0}, "eps: found -1.0"),
+        ("image_branch", {"eps": True}, "eps: found True"),
+        ("image_branch", {"eps": math.nan}, "eps: found nan"),
+        ("image_branch", {"eps": [1e-8]}, "eps: found [1e-08]"),
+        ("image_branch", {"eps": [1e-8, None]}, "eps: found [1e-08, None]"),
         ("image_branch", {"layer_decay": 0.0}, "layer_decay: found 0.0, must be > 0 and <= 1"),
         ("image_branch", {"clip_norm": -1.0}, "clip_norm: found -1.0, must be > 0"),
         ("image_branch", {"unfreeze_warmup_steps": 3}, "unfreeze_warmup_steps: the group is never frozen"),
@@ -49,6 +81,28 @@ def test_settings_that_contradict_each_other_are_refused(tree, section, change, 
     with pytest.raises(ValueError) as error:
         parse_config(tree)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("reductions", [[FLOOR], [FLOOR, THRESHOLD | {"groups": GROUPS}]])
+def test_what_can_be_exhausted_is_accepted(tree, reductions):
+    tree["learning_rates"].update(reductions=reductions, stop_when_exhausted=True)
+    assert parse_config(tree)[0].learning_rates.stop_when_exhausted
+
+
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("schedules", {"image_branch": {"name": "cosine"}}),
+        ("reductions", [PLATEAU]),
+    ],
+)
+def test_an_optimizer_that_ignores_lr_takes_constant_lrs_only(tree, key, change):
+    tree["optimizer"]["name"] = "Rprop"
+    tree["learning_rates"] = {"warmup_steps": 0, "reductions": []}
+    assert parse_config(tree)[0].optimizer.name == "Rprop"
+    tree["learning_rates"][key] = change
+    with pytest.raises(ValueError, match=f"learning_rates.{key}: Rprop does not follow a changed lr"):
+        parse_config(tree)
 
 
 def test_one_group_must_train_from_the_start(tree):

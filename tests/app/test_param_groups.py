@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from app.config_schema import GroupConfig, OptimizerConfig
+from app.config import parse_config
+from app.config_schema import _IGNORE_LR, GroupConfig, OptimizerConfig
 from app.param_groups import (
     assign_parameters,
     build_optimizer,
@@ -19,6 +20,32 @@ from app.param_groups import (
 )
 from models.image_branch import build_network, remove_classification_layer
 from tests.conftest import GROUP_NAMES
+
+
+@pytest.mark.parametrize("name", sorted(known_optimizers()))
+def test_exactly_the_named_optimizers_ignore_a_changed_lr(name):
+    """Measured: the same gradients, with the lr divided by a million after ten steps."""
+
+    def moved(factor: float) -> float:
+        parameter = nn.Parameter(torch.ones(4, 4))
+        optimizer = known_optimizers()[name]([parameter], lr=0.01)
+        for step in range(20):
+            if step == 10:
+                optimizer.param_groups[0]["lr"] *= factor
+            before = parameter.detach().clone()
+            parameter.grad = torch.randn(4, 4, generator=torch.Generator().manual_seed(step))
+            optimizer.step()
+        return (parameter.detach() - before).norm().item()
+
+    assert (moved(1e-6) > 0.5 * moved(1.0)) == (name in _IGNORE_LR)
+
+
+def test_adafactor_takes_its_two_eps(small_model, tree):
+    tree["optimizer"] = {"name": "Adafactor", "groups": {"all": {"params": ["*"], "lr": 0.01, "eps": [None, 0.002]}}}
+    tree["learning_rates"]["reductions"] = []
+    optimizer, groups = build_optimizer(small_model, parse_config(tree)[0].optimizer)
+    assert optimizer.param_groups[0]["eps"] == (None, 0.002)
+    assert "None, 0.002" in group_table(groups)
 
 
 def config_of(groups: dict[str, list[str] | None]) -> OptimizerConfig:
