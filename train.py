@@ -9,7 +9,6 @@ python train.py --config configs/fusion.yaml --replay runs/fusion/metrics.jsonl 
 """
 
 import argparse
-import math
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -142,18 +141,22 @@ def prepare(config: Config, tree: dict[str, Any], resume: str | None) -> Run:
     if saved:
         checkpoints.load_model_state(model, saved["model"], saved_path)
         afresh = checkpoints.load_optimizer_state(optimizer, groups, saved["optimizer"], saved_path)
-        learning_rates.load_state_dict(saved["learning_rates"])
-        best_weights.load_state_dict(saved["best_weights"])
+        changed = learning_rates.load_state_dict(saved["learning_rates"])
+        changed += best_weights.load_state_dict(saved["best_weights"])
         progress = {name: saved[name] for name in progress}
         print(f"resuming {saved_path} after epoch {progress['epoch']}")
         for line in differences(saved["config"], tree):
             print(f"  changed since then: {line}")
         if afresh:
-            print(f"  {config.optimizer.name} starts afresh for {len(afresh)} parameters, e.g. {afresh[0]}")
+            changed.append(f"{config.optimizer.name} for {len(afresh)} parameters, e.g. {afresh[0]}")
+        for line in changed:
+            print(f"  starts afresh: {line}")
     if config.model.image_branch:
         print(f"image branch: {config.model.image_branch.architecture}, weights: {progress['weights']}")
     print(f"device: {device}, precision: {config.run.precision}, optimizer: {config.optimizer.name}")
     plans = format_table([("group", "schedule", "reductions"), *learning_rates.plans()], left=(0, 1, 2))
+    if stop := learning_rates.stop_plan():
+        plans += f"\ntraining stops when {stop}"
     print(f"\n{group_table(groups)}\n\n{plans}\n")
     return Run(
         config=config,
@@ -223,9 +226,9 @@ def train(run: Run) -> None:
             print(f"stopping after epoch {epoch}: {reason}")
             break
         # Counted to the first step that it acts on, which a resumed run repeats.
-        unfrozen = rates.unfreeze(epoch=epoch, step=progress["step"])
+        unfrozen = rates.start_epoch(epoch=epoch, step=progress["step"])
         report({"step": progress["step"] + 1, "epoch": epoch + 1}, unfrozen)
-        step = train_one_epoch(
+        step, train_loss = train_one_epoch(
             model,
             run.train_loader,
             run.optimizer,
@@ -240,7 +243,7 @@ def train(run: Run) -> None:
             log=log,
             **placement,
         )
-        # The order is the logic: validate, reduce, log, save the best, restore, save the last.
+        # The order is the logic: validate, reduce, log, save the best, restore and validate again, save the last.
         val = validate(model, run.val_loader, metrics, **placement)
         monitors = {f"val/{name}": value for name, value in val.items()}
         events = rates.after_validation(monitors, epoch=epoch + 1, step=step)
@@ -250,19 +253,19 @@ def train(run: Run) -> None:
         run_log.validation(now, val, rates.curves(), draw_predictions(model, run.val_loader, **placement))
         if config.statistics.histograms_every and (epoch + 1) % config.statistics.histograms_every == 0:
             run_log.histograms(now, run.groups)
-        alone = ", ".join(f"{branch} alone {val[f'{branch}/accuracy']:.4f}" for branch in branches)
-        scores = f"val loss {val['loss']:.4f}  accuracy {val['accuracy']:.4f}  ({alone})"
-        print(f"epoch {epoch + 1}/{config.run.epochs}  {scores}")
+        print(f"epoch {epoch + 1}/{config.run.epochs}  {describe_scores(val, branches)}")
         for monitor in rates.not_a_number(monitors):
             print(f"warning: {monitor} is not a number; no reduction counts it")
         report(now, events)
 
-        best_so_far = progress["best_loss"]
-        improved = not best_path.exists() or math.isnan(best_so_far) or val["loss"] < best_so_far
-        progress.update(epoch=epoch + 1, step=step, best_loss=val["loss"] if improved else best_so_far)
-        if improved:
-            checkpoints.save_checkpoint(best_path, content_of(run, val))
-        run.best_weights.restore(events)
+        progress.update(epoch=epoch + 1, step=step)
+        save_if_best(run, val, train_loss)
+        if run.best_weights.restore(events, run.optimizer):
+            # What is saved as last is described by its own validation, which no reduction counts.
+            val = validate(model, run.val_loader, metrics, **placement)
+            run_log.restored(now, val)
+            print(f"  with the weights that came back: {describe_scores(val, branches)}")
+            save_if_best(run, val, train_loss)
         checkpoints.save_checkpoint(last_path, content_of(run, val))
 
     run_log.close()
@@ -278,6 +281,22 @@ def train(run: Run) -> None:
         f"evaluate:     {python_command()} evaluate.py --checkpoint {best_path}\n"
         f"TensorBoard:  {python_command()} -m tensorboard.main --logdir {folder.parent}"
     )
+
+
+def save_if_best(run: Run, val: dict[str, float], train_loss: float) -> None:
+    """Saves best.pt if `val` is the best validation so far. Raises FloatingPointError if the run has blown up."""
+    now = {"epoch": run.progress["epoch"], "step": run.progress["step"]}
+    losses = {"training loss": train_loss, "validation loss": val["loss"]}
+    checkpoints.raise_if_not_finite(run.model, run.optimizer, run.groups, losses, **now)
+    best_path = run.folder / "checkpoints" / "best.pt"
+    if val["loss"] < run.progress["best_loss"] or not best_path.exists():
+        run.progress["best_loss"] = val["loss"]
+        checkpoints.save_checkpoint(best_path, content_of(run, val))
+
+
+def describe_scores(metrics: dict[str, float], branches: list[str]) -> str:
+    alone = ", ".join(f"{branch} alone {metrics[f'{branch}/accuracy']:.4f}" for branch in branches)
+    return f"val loss {metrics['loss']:.4f}  accuracy {metrics['accuracy']:.4f}  ({alone})"
 
 
 def content_of(run: Run, val: dict[str, float]) -> dict[str, Any]:

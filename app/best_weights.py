@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from app.freezing import Freezing
-from app.learning_rates import LearningRates, Rule
+from app.learning_rates import LearningRates
 from app.param_groups import Group
 
 
@@ -13,7 +13,8 @@ class BestWeights:
     """Keeps a copy per reduction and group that asks for it: parameters, and the buffers of the group's norms."""
 
     def __init__(self, groups: list[Group], freezing: Freezing, learning_rates: LearningRates):
-        self.rules = [rule for rule in learning_rates.rules if rule.config.restore_best]
+        self.rules = {rule.key: rule for rule in learning_rates.rules if rule.config.restore_best}
+        self.parameters = {group.name: list(group.parameters.values()) for group in groups}
         self.live: dict[str, dict[str, torch.Tensor]] = {}
         for group in groups:
             self.live[group.name] = {name: parameter.data for name, parameter in group.parameters.items()}
@@ -22,35 +23,56 @@ class BestWeights:
         self.kept: dict[str, dict[str, torch.Tensor]] = {}
 
     def keep(self, events: list[dict[str, Any]]) -> None:
-        """Behind a validation: copies the groups whose monitor has just improved, and marks the events to restore."""
-        for rule in self.rules:
+        """After a validation: copies the groups whose monitor has just improved, and marks the events to restore.
+
+        Where several rules reduce a group after the same validation, the first in the config restores it.
+        """
+        for key, rule in self.rules.items():
             if rule.improved:
-                self.kept[_key(rule)] = {name: tensor.clone() for name, tensor in self.live[rule.group].items()}
-            for event in events:
-                event["restored"] |= _caused(rule, event) and _key(rule) in self.kept
+                self.kept[key] = {name: tensor.clone() for name, tensor in self.live[rule.group].items()}
+        restored: set[str] = set()
+        for event in events:
+            event["restored"] = event["group"] not in restored and _rule_of(event) in self.kept
+            if event["restored"]:
+                restored.add(event["group"])
 
     @torch.no_grad()
-    def restore(self, events: list[dict[str, Any]]) -> None:
-        """Puts back the groups of the marked events, and touches no other."""
-        for rule in self.rules:
-            if any(event["restored"] and _caused(rule, event) for event in events):
-                for name, best in self.kept[_key(rule)].items():
-                    self.live[rule.group][name].copy_(best)
+    def restore(self, events: list[dict[str, Any]], optimizer: torch.optim.Optimizer) -> bool:
+        """Puts back the groups of the marked events, and touches no other. Returns whether there was one.
+
+        The group's moments start afresh: they belong to the weights that have just been left.
+        """
+        marked = [event for event in events if event["restored"]]
+        for event in marked:
+            for name, best in self.kept[_rule_of(event)].items():
+                self.live[event["group"]][name].copy_(best)
+            for parameter in self.parameters[event["group"]]:
+                optimizer.state.pop(parameter, None)
+        return bool(marked)
 
     def state_dict(self) -> dict[str, dict[str, torch.Tensor]]:
         return self.kept
 
-    def load_state_dict(self, state: dict[str, dict[str, torch.Tensor]]) -> None:
-        """Takes over what fits; a copy of other tensors (of a changed config) is dropped."""
-        for rule in self.rules:
-            kept, live = state.get(_key(rule), {}), self.live[rule.group]
+    def load_state_dict(self, state: dict[str, dict[str, torch.Tensor]]) -> list[str]:
+        """Call after LearningRates.load_state_dict: a copy goes on where its rule's best does.
+
+        Returns a line for each rule that has a best value but no weights of it.
+        """
+        without = []
+        for key, rule in self.rules.items():
+            if rule.best_from is None:
+                continue
+            kept, live = state.get(rule.best_from, {}), self.live[rule.group]
             if {n: t.shape for n, t in kept.items()} == {n: t.shape for n, t in live.items()}:
-                self.kept[_key(rule)] = {name: tensor.to(live[name].device) for name, tensor in kept.items()}
+                self.kept[key] = {name: tensor.to(live[name].device) for name, tensor in kept.items()}
+            else:
+                without.append(
+                    f"the best weights of reductions[{rule.index}] for {rule.group} (none of this group are saved, "
+                    f"so none come back until {rule.config.monitor} improves)"
+                )
+        return without
 
 
-def _key(rule: Rule) -> str:
-    return f"{rule.group} {rule.config.monitor} {rule.config.rule}"
-
-
-def _caused(rule: Rule, event: dict[str, Any]) -> bool:
-    return _key(rule) == f"{event['group']} {event['monitor']} {event['cause']}"
+def _rule_of(event: dict[str, Any]) -> str:
+    """The key of the rule that made an event."""
+    return f"{event['rule']} {event['group']}"

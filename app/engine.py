@@ -33,7 +33,7 @@ def train_one_epoch(
     precision: str,
     log_every: int,
     log: Callable[[int, dict[str, float], dict[str, dict[str, float]]], None],
-) -> int:
+) -> tuple[int, float]:
     """Trains on every batch of `loader` once.
 
     Args:
@@ -43,20 +43,22 @@ def train_one_epoch(
             and the groups' statistics. Other steps do not wait for the device (but see Gradients, and a
             bidirectional LSTM wants its lengths on the CPU).
 
-    Returns the steps finished. Raises FloatingPointError, with no weight spoilt, where a gradient is not finite.
+    Returns the steps finished, and the epoch's mean training loss.
+
+    Raises FloatingPointError, with no weight spoilt, where a gradient is not finite.
     """
     model.train()
     freezing.apply(epoch)
     gradients.take_clipped_share()  # what an interrupted run could not remember, an unbroken one shall not count
     loader.sampler.epoch = epoch
-    loss_sum = correct = torch.zeros((), device=device)
+    loss_sum = correct = epoch_loss = torch.zeros((), device=device)
     seen = 0
     # In a log file a line every 10 seconds is plenty.
     pace = 0.1 if sys.stderr.isatty() else 10
     progress = tqdm(loader, desc=f"epoch {epoch + 1}", unit="step", leave=False, dynamic_ncols=True, mininterval=pace)
-    for batch in progress:
+    for number, batch in enumerate(progress):
         batch = to_device(batch, device)
-        learning_rates.set(step)
+        learning_rates.set(step, epoch + number / len(loader))
         seed_everything("step", seed, step)  # dropout: the same whether the run was interrupted or not
         with autocast(device, precision):
             output = model(batch["image"], batch["sequence"], batch["length"], batch["present"])
@@ -76,6 +78,7 @@ def train_one_epoch(
         optimizer.step()
         step += 1
         loss_sum = loss_sum + loss.detach()
+        epoch_loss = epoch_loss + loss.detach()
         correct = correct + (output.logits.argmax(1) == batch["label"]).float().mean()
         seen += 1
         if logging:
@@ -87,7 +90,7 @@ def train_one_epoch(
             loss_sum = correct = torch.zeros((), device=device)
             seen = 0
     gradients.check()
-    return step
+    return step, epoch_loss.item() / len(loader)
 
 
 @torch.no_grad()

@@ -5,10 +5,11 @@ reduction, and a resumed run may change a base lr and keep its reductions.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from app.config_schema import Config, GroupConfig, LearningRatesConfig, ReductionConfig, ScheduleConfig
+from app.metrics import DIRECTIONS, direction
 
 
 @dataclass
@@ -41,18 +42,46 @@ class Rule:
     keeps small learning rates from falling.
     """
 
-    _COUNTERS = ("bad_validations", "cooldown", "fired", "exhausted")
+    # State -> the settings it was counted under. Where one of them changed, that state starts afresh on resume.
+    _COUNTED_UNDER = {
+        "best": ("threshold", "threshold_mode", "start_epoch"),
+        "bad_validations": ("threshold", "threshold_mode", "start_epoch"),
+        "cooldown": ("cooldown",),
+        "fired": ("above", "below", "repeat", "start_epoch"),
+        "exhausted": ("min_lr", "lr"),
+    }
 
-    def __init__(self, index: int, group: str, config: ReductionConfig):
+    def __init__(self, index: int, group: str, config: ReductionConfig, lr: float):
+        """index: its place in `learning_rates.reductions`; lr: the group's base lr."""
         self.index = index
         self.group = group
         self.config = config
-        self.improvement = Improvement(config.mode, config.threshold, config.threshold_mode)
+        self.settings = {key: value for key, value in asdict(config).items() if key != "groups"} | {"lr": lr}
+        self.improvement = Improvement(direction(config.monitor), config.threshold, config.threshold_mode)
         self.bad_validations = 0
         self.cooldown = 0
         self.fired = False
         self.exhausted = False  # at min_lr, and stalled again
         self.improved = False  # by the last validation: what restore_best keeps
+        self.best_from: str | None = None  # the key of the saved rule whose best this one continues
+
+    @property
+    def key(self) -> str:
+        """Unique within a run: two rules may watch the same monitor for the same group."""
+        return f"{self.index} {self.group}"
+
+    @property
+    def best(self) -> float | None:
+        return self.improvement.best
+
+    @best.setter
+    def best(self, value: float | None) -> None:
+        self.improvement.best = value
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it can reduce again and again, and so bring its group to min_lr."""
+        return self.config.rule == "plateau" or self.config.repeat
 
     def due(self, value: float) -> bool:
         """Takes a validation's value; true if the lr is to fall now."""
@@ -64,7 +93,6 @@ class Rule:
         if due:
             self.cooldown = self.config.cooldown
             self.bad_validations = 0
-            self.fired = True
         return due
 
     def _plateau_due(self) -> bool:
@@ -79,17 +107,29 @@ class Rule:
             self.cooldown -= 1
             return False
         beyond = value > self.config.above if self.config.above is not None else value < self.config.below
-        return beyond and (self.config.repeat or not self.fired)
+        due = beyond and (self.config.repeat or not self.fired)
+        self.fired |= due
+        return due
 
     def state_dict(self) -> dict[str, Any]:
-        names = {"group": self.group, "monitor": self.config.monitor, "rule": self.config.rule}
-        counters = {key: getattr(self, key) for key in self._COUNTERS}
-        return {**names, "best": self.improvement.best, **counters}
+        state = {name: getattr(self, name) for name in self._COUNTED_UNDER}
+        return {"key": self.key, "group": self.group, "settings": dict(self.settings), **state}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.improvement.best = state["best"]
-        for key in self._COUNTERS:
-            setattr(self, key, state[key])
+    def load_state_dict(self, state: dict[str, Any]) -> list[str]:
+        """Takes over what was counted under the settings of today; returns the rest, in words."""
+        afresh = []
+        for name, settings in self._COUNTED_UNDER.items():
+            changed = [
+                f"{key}: {state['settings'].get(key)} -> {self.settings[key]}"
+                for key in settings
+                if state["settings"].get(key) != self.settings[key]
+            ]
+            if not changed:
+                setattr(self, name, state[name])
+            elif state[name] != getattr(self, name):
+                afresh.append(f"{name} of reductions[{self.index}] for {self.group} ({', '.join(changed)})")
+        self.best_from = state["key"] if self.best is not None else None
+        return afresh
 
 
 class LearningRates:
@@ -101,7 +141,8 @@ class LearningRates:
         monitors: the metrics that a validation will report.
         steps_per_epoch, epochs: the length of the run, for schedules.
 
-    Raises ValueError if a reduction or the stop rule watches a metric that does not exist.
+    Raises ValueError if a reduction or the stop rule watches a metric that does not exist, or waits for a value
+    that the metric cannot have.
     """
 
     def __init__(
@@ -114,38 +155,38 @@ class LearningRates:
         steps_per_epoch: int,
         epochs: int,
     ):
-        watched = {f"reductions[{i}]": reduction.monitor for i, reduction in enumerate(config.reductions)}
-        if config.stop:
-            watched["stop"] = config.stop.monitor
-        for key, monitor in watched.items():
-            if monitor not in monitors:
-                raise ValueError(
-                    f"learning_rates.{key}.monitor: '{monitor}' is not a validation metric; "
-                    f"known: {', '.join(monitors)}"
-                )
+        _check_monitors(config, monitors)
         self.config = config
         self.groups = groups
         self.param_groups = param_groups
         self.steps_per_epoch = steps_per_epoch
         self.epochs = epochs
         self.reduction = dict.fromkeys(groups, 1.0)
+        self.frozen: set[str] = set()  # groups that are frozen in the present epoch
         self.unfrozen_at: dict[str, int] = {}  # steps finished when the group began to train
         self.rules = [
-            Rule(i, name, reduction) for i, reduction in enumerate(config.reductions) for name in reduction.groups
+            Rule(i, name, reduction, groups[name].lr)
+            for i, reduction in enumerate(config.reductions)
+            for name in reduction.groups
         ]
-        self.stop = Improvement(config.stop.mode) if config.stop else None
+        self.stop = Improvement(direction(config.stop.monitor)) if config.stop else None
         self.stop_count = 0
 
-    def lr(self, group: str, step: int) -> float:
-        """The group's lr for the step after `step` finished ones; in layered groups, that of the output side."""
+    def lr(self, group: str, step: int, epoch: float) -> float:
+        """The group's lr for the step after `step` finished ones; in layered groups, that of the output side.
+
+        epoch: epochs finished, with the fraction of the one that has begun. Schedules go by it and not by steps,
+        so that a run resumed with another batch size stays where it was.
+        """
         config = self.groups[group]
-        schedule = _schedule(self.config.schedules.get(group), step, self.steps_per_epoch, self.epochs)
+        last = self.epochs - 1 / self.steps_per_epoch  # where the last step stands
+        schedule = _schedule(self.config.schedules.get(group), epoch, last)
         return config.lr * self._warmup(group, step) * schedule * self.reduction[group]
 
-    def set(self, step: int) -> None:
-        """Writes every group's lr for the step after `step` finished ones."""
+    def set(self, step: int, epoch: float) -> None:
+        """Writes every group's lr for the step after `step` finished ones. epoch: as for `lr`."""
         for name, entries in self.param_groups.items():
-            lr = self.lr(name, step)
+            lr = self.lr(name, step, epoch)
             for entry in entries:
                 entry["lr"] = lr * entry["lr_scale"]
 
@@ -160,7 +201,7 @@ class LearningRates:
             if epoch < config.start_epoch or self._held(group, epoch, step):
                 rule.improved = False
                 continue
-            value, best = metrics[config.monitor], rule.improvement.best
+            value, best = metrics[config.monitor], rule.best
             due = rule.due(value)
             if rule.improved:
                 rule.exhausted = False
@@ -171,9 +212,11 @@ class LearningRates:
             if lowered >= before:
                 rule.exhausted = True
                 continue
-            event = {"group": group, "from": self.lr(group, step), "cause": config.rule}
+            event = {"group": group, "from": self.lr(group, step, epoch), "cause": config.rule, "rule": rule.index}
             self.reduction[group] = lowered
-            event |= {"to": self.lr(group, step), "monitor": config.monitor, "value": value, "best": best}
+            for other in self.rules:
+                other.exhausted &= other.group != group  # at an lr that the group has just left
+            event |= {"to": self.lr(group, step, epoch), "monitor": config.monitor, "value": value, "best": best}
             events.append(event | {"factor": config.factor, "min_lr": config.min_lr, "restored": False})
         if self.stop and not math.isnan(value := metrics[self.config.stop.monitor]):
             self.stop_count = 0 if self.stop.take(value) else self.stop_count + 1
@@ -184,23 +227,32 @@ class LearningRates:
         watched = dict.fromkeys(rule.config.monitor for rule in self.rules)
         return [monitor for monitor in watched if math.isnan(metrics[monitor])]
 
-    def unfreeze(self, *, epoch: int, step: int) -> list[dict[str, Any]]:
+    def start_epoch(self, *, epoch: int, step: int) -> list[dict[str, Any]]:
         """Call before each epoch, with the epochs and steps finished: one event for each group that starts to train."""
         events = []
         for name, config in self.groups.items():
-            if 0 < epoch == config.freeze_until:
+            if epoch < config.freeze_until:
+                self.frozen.add(name)
+            elif name in self.frozen:
+                self.frozen.remove(name)
                 self.unfrozen_at[name] = step
-                full = self.lr(name, step + config.unfreeze_warmup_steps)
+                full = self.lr(name, step + config.unfreeze_warmup_steps, epoch)
                 events.append({"group": name, "from": 0.0, "to": full, "cause": "unfreeze"})
         return events
 
     def should_stop(self) -> str | None:
         """Why training should end now, or None."""
         if self.stop and self.stop_count > self.config.stop.patience:
-            return f"{self.config.stop.monitor} did not improve for {self.stop_count} validations"
-        if self.config.stop_when_exhausted and all(rule.exhausted for rule in self.rules):
+            return f"{self.config.stop.monitor} {_stalled(self.config.stop.monitor)} for {self.stop_count} validations"
+        if self.config.stop_when_exhausted and all(map(self._is_exhausted, self.groups)):
             return "every group is at its min_lr and stalled again"
         return None
+
+    def _is_exhausted(self, group: str) -> bool:
+        """Whether a rule of the group stalled at min_lr, and none that repeats could bring the lr further down."""
+        rules = [rule for rule in self.rules if rule.group == group]
+        floors = [rule.config.min_lr / self.groups[group].lr for rule in rules if rule.repeats]
+        return any(rule.exhausted for rule in rules) and self.reduction[group] <= min(floors)
 
     def curves(self) -> dict[str, dict[str, float]]:
         """{statistic: {group, or group.i for its i-th rule: value}}: what the rules have counted so far."""
@@ -211,7 +263,7 @@ class LearningRates:
             alone = sum(other.group == rule.group for other in self.rules) == 1
             label = rule.group if alone else f"{rule.group}.{rule.index}"
             for name, value in {
-                "plateau_best": rule.improvement.best,
+                "plateau_best": rule.best,
                 "plateau_bad_validations": rule.bad_validations,
                 "plateau_cooldown": rule.cooldown,
             }.items():
@@ -228,29 +280,67 @@ class LearningRates:
             rows.append((name, schedule.name if schedule else "constant", "; ".join(rules) or "none"))
         return rows
 
+    def stop_plan(self) -> str:
+        """When training ends before its last epoch, in words; empty if never."""
+        reasons = []
+        if stop := self.config.stop:
+            reasons.append(f"{stop.monitor} {_stalled(stop.monitor)} for {_validations(stop.patience + 1)}")
+        if self.config.stop_when_exhausted:
+            reasons.append("every group is at its min_lr and stalled again")
+        return " or ".join(reasons)
+
     def state_dict(self) -> dict[str, Any]:
+        stop = {"monitor": self.config.stop.monitor, "best": self.stop.best} if self.stop else {}
         return {
             "reduction": dict(self.reduction),
+            "frozen": sorted(self.frozen),
             "unfrozen_at": dict(self.unfrozen_at),
             "rules": [rule.state_dict() for rule in self.rules],
-            "stop": {"best": self.stop.best if self.stop else None, "count": self.stop_count},
+            "stop": {**stop, "count": self.stop_count},
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over what fits by name: factors by group, counters by group, monitor and rule."""
-        for name, reduction in state["reduction"].items():
-            if name in self.reduction:
-                self.reduction[name] = reduction
-        self.unfrozen_at = dict(state["unfrozen_at"])
-        saved = list(state["rules"])
-        for rule in self.rules:
-            own = rule.state_dict()
-            match = next((s for s in saved if all(s[k] == own[k] for k in ("group", "monitor", "rule"))), None)
-            if match:
-                saved.remove(match)
-                rule.load_state_dict(match)
+    def load_state_dict(self, state: dict[str, Any]) -> list[str]:
+        """Takes over what still means the same: factors by group, counters by group, monitor, rule and settings.
+
+        Returns what starts afresh because the config has changed, one line each.
+        """
+        afresh = [f"the reduction of {name} (a new group)" for name in self.reduction if name not in state["reduction"]]
+        self.reduction |= {name: value for name, value in state["reduction"].items() if name in self.groups}
+        self.frozen = {name for name in state["frozen"] if name in self.groups}
+        self.unfrozen_at = {name: step for name, step in state["unfrozen_at"].items() if name in self.groups}
+        afresh += self._load_rules(list(state["rules"]))
         if self.stop:
-            self.stop.best, self.stop_count = state["stop"]["best"], state["stop"]["count"]
+            saved, monitor = state["stop"], self.config.stop.monitor
+            if saved.get("monitor") == monitor:
+                self.stop.best, self.stop_count = saved["best"], saved["count"]
+            elif "monitor" in saved:
+                afresh.append(f"best and count of stop (monitor: {saved['monitor']} -> {monitor})")
+        return afresh
+
+    def _load_rules(self, saved: list[dict[str, Any]]) -> list[str]:
+        """First the unchanged rules, wherever they stand now; then those of the same group, monitor and kind."""
+        afresh, left = [], []
+        for rule in self.rules:
+            match = next((s for s in saved if (s["group"], s["settings"]) == (rule.group, rule.settings)), None)
+            if match is None:
+                left.append(rule)
+                continue
+            saved.remove(match)
+            rule.load_state_dict(match)
+        for rule in left:
+            kind = (rule.group, rule.config.monitor, rule.config.rule)
+            match = next(
+                (s for s in saved if (s["group"], s["settings"]["monitor"], s["settings"]["rule"]) == kind), None
+            )
+            if match is None:
+                afresh.append(
+                    f"reductions[{rule.index}] for {rule.group} (the checkpoint has no {rule.config.rule} "
+                    f"on {rule.config.monitor} for it)"
+                )
+                continue
+            saved.remove(match)
+            afresh += rule.load_state_dict(match)
+        return afresh
 
     def _warmup(self, group: str, step: int) -> float:
         config = self.groups[group]
@@ -264,32 +354,60 @@ class LearningRates:
         return epoch <= self.groups[group].freeze_until or self._warmup(group, step - 1) < 1
 
 
-def _schedule(config: ScheduleConfig | None, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """The schedule's factor: 1 at the first step, `end_factor` at the last (cosine, linear)."""
+def _check_monitors(config: LearningRatesConfig, monitors: list[str]) -> None:
+    watched = {f"reductions[{i}]": reduction.monitor for i, reduction in enumerate(config.reductions)}
+    if config.stop:
+        watched["stop"] = config.stop.monitor
+    for key, monitor in watched.items():
+        if monitor not in monitors:
+            raise ValueError(
+                f"learning_rates.{key}.monitor: '{monitor}' is not a validation metric; known: {', '.join(monitors)}"
+            )
+    for i, reduction in enumerate(config.reductions):
+        maximum = 1.0 if direction(reduction.monitor) == "max" else math.inf
+        key = f"learning_rates.reductions[{i}]"
+        if reduction.above is not None and reduction.above >= maximum:
+            raise ValueError(f"{key}.above: found {reduction.above:g}, but {reduction.monitor} is never above 1")
+        if reduction.below is not None and reduction.below <= 0:
+            raise ValueError(f"{key}.below: found {reduction.below:g}, but {reduction.monitor} is never below 0")
+
+
+def _schedule(config: ScheduleConfig | None, epoch: float, last: float) -> float:
+    """The schedule's factor at `epoch`: 1 at the first step, `end_factor` at epoch `last` (cosine, linear)."""
     if config is None or config.name == "constant":
         return 1.0
     if config.name == "step":
-        return config.factor ** (step // steps_per_epoch // config.every_epochs)
-    progress = min(1.0, step / max(1, steps_per_epoch * epochs - 1))
+        return config.factor ** (int(epoch) // config.every_epochs)
+    progress = min(1.0, epoch / last) if last > 0 else 0.0
     remaining = (1 + math.cos(math.pi * progress)) / 2 if config.name == "cosine" else 1 - progress
     return config.end_factor + (1 - config.end_factor) * remaining
 
 
+def _stalled(monitor: str) -> str:
+    return "has not fallen" if direction(monitor) == "min" else "has not risen"
+
+
+def _validations(number: int) -> str:
+    return "1 validation" if number == 1 else f"{number} validations"
+
+
 def _describe_rule(config: ReductionConfig) -> str:
     if config.rule == "plateau":
-        when = f"{config.monitor} stalls {config.patience + 1}x"
+        when = f"{config.monitor} {_stalled(config.monitor)} for {_validations(config.patience + 1)}"
     else:
         limit = f"> {config.above:g}" if config.above is not None else f"< {config.below:g}"
         when = f"{config.monitor} {limit}" + (" (each time)" if config.repeat else "")
     since = f" from epoch {config.start_epoch}" if config.start_epoch > 1 else ""
-    return f"x{config.factor:g} when {when}{since}, down to {config.min_lr:g}"
+    best = "lowest" if direction(config.monitor) == "min" else "highest"
+    restored = f", with the weights of the {best} {config.monitor}" if config.restore_best else ""
+    return f"x{config.factor:g} when {when}{since}, down to {config.min_lr:g}{restored}"
 
 
 def describe_event(event: dict[str, Any]) -> str:
     change = f"lr of {event['group']} {event['from']:.3g} -> {event['to']:.3g}"
     if event["cause"] == "unfreeze":
         return f"{change}: unfrozen"
-    restored = "; its best weights are back" if event["restored"] else ""
+    restored = "; its best weights are back, its moments start afresh" if event["restored"] else ""
     best = f", best {event['best']:.4f}" if event["best"] is not None else ""
     return f"{change} ({event['cause']}): {event['monitor']} is {event['value']:.4f}{best}{restored}"
 
@@ -301,7 +419,7 @@ def replay(config: Config, validations: list[dict[str, Any]]) -> str:
     a metric that was not recorded.
     """
     metrics = [{f"val/{name}": value for name, value in record.items()} for record in validations]
-    monitors = [m for m in metrics[0] if m not in ("val/epoch", "val/step", "val/kind")]
+    monitors = [monitor for monitor in metrics[0] if monitor.rpartition("/")[2] in DIRECTIONS]
     first = validations[0]
     rates = LearningRates(
         config.optimizer.groups,
@@ -312,11 +430,12 @@ def replay(config: Config, validations: list[dict[str, Any]]) -> str:
         epochs=config.run.epochs,
     )
     lines = ["epoch  " + "  ".join(f"{name:>16s}" for name in rates.groups) + "   (lr after that epoch's validation)"]
+    rates.start_epoch(epoch=0, step=0)
     for record, values in zip(validations, metrics, strict=True):
         epoch, step = record["epoch"], record["step"]
         events = rates.after_validation(values, epoch=epoch, step=step)
-        events += rates.unfreeze(epoch=epoch, step=step)
-        lrs = [0.0 if epoch < group.freeze_until else rates.lr(name, step) for name, group in rates.groups.items()]
+        events += rates.start_epoch(epoch=epoch, step=step)
+        lrs = [0.0 if name in rates.frozen else rates.lr(name, step, epoch) for name in rates.groups]
         lines.append(f"{epoch:5d}  " + "  ".join(f"{lr:16.4g}" for lr in lrs))
         lines += [f"       {describe_event(event)}" for event in events]
         if reason := rates.should_stop():

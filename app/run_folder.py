@@ -91,6 +91,10 @@ class RunLog:
         if picture is not None:
             self.board.predictions(now["step"], picture)
 
+    def restored(self, now: dict, metrics: dict[str, float]) -> None:
+        """The validation of weights that restore_best has put back. A kind of its own: a replay must not count it."""
+        self.metrics.write({**now, "kind": "restored", **metrics})
+
     def histograms(self, now: dict, groups: list[Group]) -> None:
         for group in groups:
             parameters = list(group.parameters.values())

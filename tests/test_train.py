@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -18,12 +19,14 @@ from app.tensorboard import HYPERPARAMETERS
 from tests.conftest import GROUP_NAMES, ROOT
 
 SMOKE = str(ROOT / "configs" / "smoke.yaml")
+# Far above what anything here takes: it ends a hang, and measures nothing.
+HANG_GUARD = 30 * 60  # seconds
 BRANCHES = ("image_branch", "temporal_branch")
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANG_GUARD, cwd=ROOT)
 
 
 def train_smoke(folder: Path, *arguments: str) -> str:
@@ -51,8 +54,8 @@ def lines(path: Path) -> list[dict]:
 def smoke(tmp_path_factory) -> tuple[Path, str]:
     """A finished run of configs/smoke.yaml, with an impatient reduction so that there is an event to see."""
     folder = tmp_path_factory.mktemp("runs")
-    # Accuracy cannot fall below 0, so every validation after the first is a bad one for mode min.
-    impatient = ["monitor=val/image_branch/accuracy", "patience=0"]
+    # No validation improves on the first by 100, so every later one is a bad one.
+    impatient = ["threshold=100.0", "threshold_mode=abs", "patience=0"]
     output = train_smoke(folder, *(f"learning_rates.reductions[0].{change}" for change in impatient))
     return folder / "smoke", output
 
@@ -155,7 +158,8 @@ def test_the_validation_split_gives_what_training_reported(smoke):
 def test_same_command_same_weights_and_a_resumed_run_too(tmp_path):
     """Bit for bit: two straight runs, and one that was stopped behind its second epoch and resumed."""
     # What could get lost at the stop: a bad validation that was counted, kept best weights, a group that is frozen.
-    same = ["run.epochs=3", "learning_rates.warmup_steps=5", "learning_rates.reductions[1].mode=max"]
+    same = ["run.epochs=3", "learning_rates.warmup_steps=5", "learning_rates.reductions[1].threshold=100.0"]
+    same += ["learning_rates.reductions[1].threshold_mode=abs"]
     same += ["learning_rates.reductions[1].restore_best=true", "optimizer.groups.fusion_head.freeze_until=1"]
     same += ["optimizer.groups.image_branch.layer_decay=0.8", "optimizer.groups.image_branch.no_decay=true"]
     train_smoke(tmp_path / "a", *same)
@@ -168,7 +172,7 @@ def test_same_command_same_weights_and_a_resumed_run_too(tmp_path):
     for other in contents[1:]:
         for part in ("model", "optimizer", "learning_rates", "best_weights", "step", "epoch", "best_loss"):
             assert_identical(contents[0][part], other[part])
-    # val/temporal_branch/loss falls, which for mode max is a bad validation twice: a reduction at the third.
+    # No validation improves on the first by 100, so the second and third are bad ones: a reduction at the third.
     assert contents[0]["learning_rates"]["reduction"]["temporal_branch"] < 1
     for name in ("metrics.jsonl", "lr_events.jsonl"):
         assert len({(tmp_path / x / "smoke" / name).read_text() for x in "abc"}) == 1
@@ -265,9 +269,9 @@ def test_dry_run_and_replay_print_and_leave_nothing(smoke, tmp_path, capsys):
     assert any(
         line.split()[:2] == ["temporal_branch.lstm.bias_hh_l0", "temporal_branch"] for line in printed.splitlines()
     )
-    assert "x0.3 when val/image_branch/loss stalls 2x, down to 1e-06" in printed
+    assert "x0.3 when val/image_branch/loss has not fallen for 2 validations, down to 1e-06" in printed
 
-    rule = ["learning_rates.reductions[0].monitor=val/image_branch/accuracy", "learning_rates.reductions[0].patience=0"]
+    rule = [f"learning_rates.reductions[0].{key}" for key in ("threshold=100.0", "threshold_mode=abs", "patience=0")]
     result = run("train.py", *common, *rule, "--replay", str(folder / "metrics.jsonl"))
     assert result.returncode == 0, result.stderr
     (event,) = lines(folder / "lr_events.jsonl")  # the same rule, when it was trained with
@@ -296,6 +300,87 @@ def test_a_gradient_that_is_not_finite_ends_the_run_with_1_and_names_its_group(t
 
 
 @pytest.mark.slow
+def test_a_run_that_blows_up_in_the_last_step_of_an_epoch_keeps_its_checkpoints(tmp_path):
+    one_step = [f"run.folder={tmp_path}", "data.batch_size=2100", "learning_rates.warmup_steps=0"]
+    result = run("train.py", "--config", SMOKE, *one_step, "run.epochs=1")
+    assert result.returncode == 0, result.stderr
+    before = {path: path.read_bytes() for path in (tmp_path / "smoke" / "checkpoints").iterdir()}
+    assert {path.name for path in before} == {"last.pt", "best.pt"}
+
+    blow_up = ["optimizer.groups.fusion_head.lr=1e38", "optimizer.groups.fusion_head.weight_decay=10.0"]
+    result = run("train.py", "--config", SMOKE, *one_step, *blow_up, "run.epochs=2", "--resume", "auto")
+    assert result.returncode == 1
+    message = result.stderr.splitlines()[-1]
+    assert message.startswith("error: after epoch 2, step 2: ")
+    assert "tensors of fusion_head are not finite (first fusion_head." in message
+    assert "the checkpoint of epoch 1 stays" in message and "lower the lr of fusion_head, or set clip_norm" in message
+    assert {path: path.read_bytes() for path in (tmp_path / "smoke" / "checkpoints").iterdir()} == before
+
+
+@pytest.mark.slow
+def test_a_restored_run_is_validated_again_and_the_checkpoint_says_so(tmp_path, train_here):
+    """The image branch is worse after its second epoch (threshold), and goes back to its weights of the first."""
+    rule = "groups: [image_branch], monitor: val/image_branch/loss, rule: plateau, factor: 0.1, patience: 0"
+    rule += ", threshold: 100.0, threshold_mode: abs, restore_best: true"
+    changes = [f"learning_rates.reductions=[{{{rule}}}]", "learning_rates.warmup_steps=0"]
+    output = train_here(tmp_path, *changes)
+    assert "with the weights that came back: val loss" in output
+    folder = tmp_path / "smoke"
+    (event,) = lines(folder / "lr_events.jsonl")
+    assert event["restored"] and event["rule"] == 0
+    records = lines(folder / "metrics.jsonl")
+    (restored,) = [r for r in records if r["kind"] == "restored"]
+    first, second = [r for r in records if r["kind"] == "val"]
+    assert restored["image_branch/loss"] != second["image_branch/loss"]
+    last = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
+    assert last["val"] == {key: restored[key] for key in last["val"]}
+    (rule_state,) = last["learning_rates"]["rules"]
+    assert rule_state["best"] == first["image_branch/loss"] and rule_state["bad_validations"] == 0
+    assert not any(name.startswith("image_branch.") for name in last["optimizer"])
+    assert any(name.startswith("fusion_head.") for name in last["optimizer"])
+    # best.pt is whichever of the three validations was best, with the weights that gave it.
+    best = torch.load(folder / "checkpoints" / "best.pt", weights_only=True)
+    assert best["val"]["loss"] == best["best_loss"] == min(r["loss"] for r in (first, second, restored))
+    for name, split_val in (("last", last["val"]), ("best", best["val"])):
+        assert evaluate.main(["--checkpoint", str(folder / "checkpoints" / f"{name}.pt"), "--split", "val"]) == 0
+        report = json.loads((folder / "evaluation" / "val" / "report.json").read_text())
+        assert report["loss"] == pytest.approx(split_val["loss"], rel=1e-6)
+    # Nothing of it reaches a replay, and a resumed run takes the same path as an unbroken one.
+    replayed = ["--config", SMOKE, *changes, f"run.folder={tmp_path}", "--replay", str(folder / "metrics.jsonl")]
+    assert train.main(replayed) == 0
+
+
+@pytest.mark.slow
+def test_a_schedule_goes_on_when_a_run_is_resumed_with_another_batch_size(tmp_path, train_here):
+    cosine = [
+        "learning_rates.schedules={fusion_head: {name: cosine, end_factor: 0.1}}",
+        "learning_rates.warmup_steps=0",
+    ]
+    cosine += ["learning_rates.reductions=[]", "statistics.every=1"]
+    train_here(tmp_path, *cosine, "run.epochs=1", "data.batch_size=300")
+    train_here(tmp_path, *cosine, "run.epochs=3", "data.batch_size=700", "--resume", "auto")
+    stats = [r for r in lines(tmp_path / "smoke" / "metrics.jsonl") if r["kind"] == "stats" and r["epoch"] > 1]
+    lrs = [r["groups"]["fusion_head"]["lr"] for r in stats]
+    progress = [(1 + number / 3) / (3 - 1 / 3) for number in range(6)]  # three steps in each epoch now
+    expected = [1e-3 * (0.1 + 0.9 * (1 + math.cos(math.pi * p)) / 2) for p in progress]
+    assert lrs == pytest.approx(expected) and lrs[-1] == pytest.approx(1e-4)
+
+
+@pytest.mark.slow
+def test_a_resume_names_what_starts_afresh(tmp_path, train_here):
+    image = "optimizer.groups.image_branch"
+    first = ["run.epochs=1", "learning_rates.reductions=[]", f"{image}.freeze_until=2"]
+    first += ["learning_rates.stop={monitor: val/loss, patience: 1}", "learning_rates.warmup_steps=0"]
+    then = [f"{image}.freeze_until=1", f"{image}.unfreeze_warmup_steps=5", "learning_rates.warmup_steps=0"]
+    then += ["learning_rates.stop={monitor: val/accuracy, patience: 1}"]
+    train_here(tmp_path, *first)
+    output = train_here(tmp_path, *then, "--resume", "auto")
+    assert "  starts afresh: best and count of stop (monitor: val/loss -> val/accuracy)" in output
+    assert "  starts afresh: reductions[1] for temporal_branch (the checkpoint has no plateau on val/temporal" in output
+    assert "  lr of image_branch 0 -> 0.0005: unfrozen" in output
+
+
+@pytest.mark.slow
 def test_histograms_are_written_when_asked_for(tmp_path, train_here):
     train_here(tmp_path, "run.epochs=2", "statistics.histograms_every=2")
     events = EventAccumulator(str(tmp_path / "smoke" / "tensorboard"))
@@ -307,9 +392,12 @@ def test_histograms_are_written_when_asked_for(tmp_path, train_here):
 
 @pytest.mark.slow
 def test_a_stopped_run_stays_stopped_and_a_copied_checkpoint_starts_a_run_of_its_own(tmp_path, train_here):
-    stop = ["learning_rates.stop={monitor: val/loss, mode: max, patience: 0}"]  # which falls, so it stops at once
+    stop = ["learning_rates.stop={monitor: val/temporal_branch/accuracy, patience: 0}"]
+    stop += ["optimizer.groups.temporal_branch.freeze_until=4", "optimizer.groups.unimodal_heads.freeze_until=4"]
+    frozen = "groups: [fusion_head], monitor: val/loss, rule: plateau, factor: 0.3, patience: 9"
+    stop += [f"learning_rates.reductions=[{{{frozen}}}]"]  # nothing that val/temporal_branch/accuracy sees trains
     output = train_here(tmp_path / "runs", "run.epochs=4", *stop)
-    assert "stopping after epoch 2: val/loss did not improve for 1 validations" in output
+    assert "stopping after epoch 2: val/temporal_branch/accuracy has not risen for 1 validation" in output
     again = train_here(tmp_path / "runs", "run.epochs=4", *stop, "--resume", "auto")
     assert "stopping after epoch 2" in again and "epoch 3/4" not in again
 

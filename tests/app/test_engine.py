@@ -1,4 +1,5 @@
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from app.engine import choose_device, predict, train_one_epoch, validate
 from app.freezing import Freezing
 from app.gradients import Gradients
 from app.group_stats import GroupStatistics
+from app.learning_rates import LearningRates
 from app.metrics import ClassificationMetrics
 from app.param_groups import build_optimizer
 
@@ -36,10 +38,25 @@ def trained(small_batch, optimizer_config, learning_rates_of):
 
 def test_logs_on_logging_steps_only_with_the_groups_statistics(small_model, trained):
     calls = []
-    assert trained(small_model, batches=7, log_every=3, log=lambda *values: calls.append(values)) == 7
+    step, loss = trained(small_model, batches=7, log_every=3, log=lambda *values: calls.append(values))
+    assert step == 7 and math.isfinite(loss)
     assert [step for step, _, _ in calls] == [3, 6]
     assert calls[0][1].keys() == {"loss", "accuracy"}
     assert set(calls[0][2]) == {"image_branch", "temporal_branch", "fusion_head", "unimodal_heads"}
+
+
+def test_the_epochs_loss_is_the_mean_over_its_steps_whatever_is_logged(small_model, trained):
+    calls = []
+    _, loss = trained(copy.deepcopy(small_model), batches=6, log_every=1, log=lambda *values: calls.append(values))
+    assert loss == pytest.approx(sum(values["loss"] for _, values, _ in calls) / 6, rel=1e-6)
+    assert trained(small_model, batches=6, log_every=4)[1] == loss
+
+
+def test_schedules_get_the_fraction_of_the_epoch(small_model, small_batch, trained, monkeypatch):
+    asked = []
+    monkeypatch.setattr(LearningRates, "set", lambda self, *position: asked.append(position))
+    trained(small_model, batches=4, epoch=3)
+    assert asked == [(0, 3.0), (1, 3.25), (2, 3.5), (3, 3.75)]
 
 
 def test_training_is_the_same_twice_whatever_was_drawn_before(small_model, trained):
@@ -99,7 +116,7 @@ def test_no_read_back_from_the_device_on_steps_that_log_nothing(small_model, tra
             torch.Tensor, name, lambda *a, _f=original, _n=name, **k: (reads.append(_n), _f(*a, **k))[1]
         )
     trained(small_model, batches=9, log_every=100)
-    assert reads == ["tolist"]  # Gradients.check, once, at the end of the epoch
+    assert reads == ["tolist", "item"]  # Gradients.check and the epoch's loss, once, at its end
 
 
 @torch.no_grad()

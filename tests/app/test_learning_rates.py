@@ -10,7 +10,7 @@ from app.learning_rates import LearningRates, describe_event, replay
 from app.param_groups import build_optimizer
 
 LRS = {"image_branch": 0.1, "temporal_branch": 0.01, "fusion_head": 0.001, "unimodal_heads": 0.0001}
-MONITORS = ["val/loss", "val/image_branch/loss", "val/accuracy"]
+MONITORS = ["val/loss", "val/image_branch/loss", "val/accuracy", "val/macro_f1"]
 
 
 def reduction(groups, monitor="val/loss", **changes):
@@ -30,7 +30,7 @@ def make(*reductions, groups=None, **changes):
 
 
 def lrs(rates, step=99):
-    return [rates.lr(name, step) for name in LRS]
+    return [rates.lr(name, step, step / rates.steps_per_epoch) for name in LRS]
 
 
 def feed(rates, values, monitor="val/loss", first_epoch=1):
@@ -49,7 +49,7 @@ def test_the_optimizer_gets_each_groups_lr_and_layers_their_share(small_model, o
     groups["temporal_branch"] = replace(groups["temporal_branch"], layer_decay=0.5)
     optimizer, built = build_optimizer(small_model, replace(optimizer_config, groups=groups))
     rates = learning_rates_of(built, warmup_steps=4)
-    rates.set(1)
+    rates.set(1, 0.1)
     expected = {"image_branch": [0.05], "temporal_branch": [0.0025, 0.005], "fusion_head": [5e-4]}
     for name, values in expected.items():
         found = sorted(entry["lr"] for entry in optimizer.param_groups if entry["name"] == name)
@@ -130,7 +130,7 @@ VALUES = st.lists(st.floats(-100, 100, allow_nan=False) | st.sampled_from([1.0, 
 @settings(max_examples=3000, deadline=None)
 @given(
     values=VALUES,
-    mode=st.sampled_from(["min", "max"]),
+    monitor=st.sampled_from(["val/loss", "val/accuracy", "val/image_branch/loss", "val/macro_f1"]),
     factor=st.sampled_from([0.1, 0.3, 0.5, 0.9]),
     patience=st.integers(0, 4),
     threshold=st.sampled_from([0.0, 1e-4, 0.1]),
@@ -138,8 +138,9 @@ VALUES = st.lists(st.floats(-100, 100, allow_nan=False) | st.sampled_from([1.0, 
     cooldown=st.integers(0, 3),
     min_lr=st.sampled_from([0.0, 1e-4, 0.02]),
 )
-def test_equals_torch_on_one_group_and_leaves_the_others_untouched(values, mode, factor, min_lr, **settings):
-    rates = make(reduction(["image_branch"], mode=mode, factor=factor, min_lr=min_lr, **settings))
+def test_equals_torch_on_one_group_and_leaves_the_others_untouched(values, monitor, factor, min_lr, **settings):
+    rates = make(reduction(["image_branch"], monitor, factor=factor, min_lr=min_lr, **settings))
+    mode = "min" if monitor.endswith("loss") else "max"
     untouched = lrs(rates)[1:]
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     oracle = torch.optim.lr_scheduler.ReduceLROnPlateau(
@@ -202,7 +203,7 @@ def test_a_frozen_group_is_not_judged_and_warms_up_on_its_own():
     judged = {name: [epoch for epoch, e in events if e["group"] == name] for name in ("fusion_head", "image_branch")}
     assert judged == {"fusion_head": [2, 3, 4, 5], "image_branch": [5]}
     fresh = make(groups=groups)
-    events = [event for epoch in range(10) for event in fresh.unfreeze(epoch=epoch, step=10 * epoch)]
+    events = [event for epoch in range(10) for event in fresh.start_epoch(epoch=epoch, step=10 * epoch)]
     assert [describe_event(event) for event in events] == ["lr of image_branch 0 -> 0.1: unfrozen"]
     assert [lrs(fresh, 30 + i)[0] for i in range(6)] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1, 0.1])
     resumed = make(groups=groups)  # in the middle of the warm-up
@@ -211,12 +212,13 @@ def test_a_frozen_group_is_not_judged_and_warms_up_on_its_own():
 
 
 def test_early_stop():
-    rates = make(stop=StopConfig(monitor="val/accuracy", mode="max", patience=1))
+    rates = make(stop=StopConfig(monitor="val/accuracy", patience=1))
+    assert rates.stop_plan() == "val/accuracy has not risen for 2 validations"
     reasons = []
     for epoch, value in enumerate([0.5, 0.6, 0.6, math.nan, 0.5], start=1):
         feed(rates, [value], first_epoch=epoch)
         reasons.append(rates.should_stop())
-    assert reasons == [None, None, None, None, "val/accuracy did not improve for 2 validations"]
+    assert reasons == [None, None, None, None, "val/accuracy has not risen for 2 validations"]
 
 
 def test_stop_when_every_group_is_exhausted():
@@ -225,17 +227,180 @@ def test_stop_when_every_group_is_exhausted():
     feed(rates, [1.0, 1.0])  # all at their floor now
     assert rates.should_stop() is None
     feed(rates, [1.0])  # and stalled again
-    assert "every group" in rates.should_stop()
+    assert "every group" in rates.should_stop() == rates.stop_plan()
+
+
+def test_a_group_of_several_rules_is_exhausted_when_none_of_them_can_bring_it_further_down():
+    """Of the group, not of each rule: a threshold that has acted, or that never does, holds nothing up."""
+    others = reduction([name for name in LRS if name != "image_branch"], patience=0, factor=1e-6, min_lr=9e-5)
+    high, low = (reduction(["image_branch"], patience=0, min_lr=min_lr) for min_lr in (0.05, 0.002))
+    once, never = threshold(["image_branch"], above=0.9), threshold(["image_branch"], above=100.0)
+    rates = make(others, high, low, once, never, stop_when_exhausted=True)
+    path = []
+    for epoch in range(1, 4):
+        feed(rates, [1.0], first_epoch=epoch)
+        path.append((lrs(rates)[0], rates.should_stop() is not None))
+    # After epoch 1 `once` acts, after epoch 2 `low` (`high` stalls above its own min_lr), after epoch 3 both stall.
+    assert path == [(pytest.approx(0.01), False), (pytest.approx(0.002), False), (pytest.approx(0.002), True)]
 
 
 def test_curves_show_the_inner_state():
-    rates = make(reduction(["image_branch"], patience=3, cooldown=4), reduction(["fusion_head"], "val/accuracy"))
+    rates = make(reduction(["image_branch"], patience=3, cooldown=4), reduction(["fusion_head"]))
     feed(rates, [1.0, 2.0, 2.0])
     curves = rates.curves()
     assert curves["plateau_best"] == {"image_branch": 1.0, "fusion_head": 1.0}
     assert curves["plateau_bad_validations"] == {"image_branch": 2, "fusion_head": 0}  # fusion_head was just reduced
     assert curves["plateau_cooldown"] == {"image_branch": 0, "fusion_head": 0}
     assert curves["reduction"]["fusion_head"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "step"])
+@pytest.mark.parametrize("steps", [[10, 10], [10, 40], [10, 3], [40, 1]])
+def test_a_schedule_stays_where_it_was_when_the_number_of_steps_in_an_epoch_changes(name, steps):
+    """A run resumed after epoch 5 of 10 with another batch size: the same lr there, and the same end."""
+    options = {"every_epochs": 2, "factor": 0.5} if name == "step" else {"end_factor": 0.2}
+    before, after = make(schedules={"image_branch": ScheduleConfig(name=name, **options)}), None
+    after = make(schedules={"image_branch": ScheduleConfig(name=name, **options)})
+    before.steps_per_epoch, after.steps_per_epoch = steps
+    finished = 5 * steps[0]
+    after.load_state_dict(before.state_dict())
+    progress = 5 / (10 - 1 / steps[1])
+    remaining = {"cosine": (1 + math.cos(math.pi * progress)) / 2, "linear": 1 - progress}
+    expected = 0.1 * (0.25 if name == "step" else 0.2 + 0.8 * remaining[name])
+    assert after.lr("image_branch", finished, 5.0) == pytest.approx(expected)
+    last = finished + 5 * steps[1] - 1
+    assert after.lr("image_branch", last, 10 - 1 / steps[1]) == pytest.approx(0.1 * (0.0625 if name == "step" else 0.2))
+    if steps[0] == steps[1]:
+        assert after.lr("image_branch", finished, 5.0) == before.lr("image_branch", finished, 5.0)
+
+
+def test_the_direction_belongs_to_the_monitor():
+    rules = [reduction(["image_branch"], monitor, patience=1) for monitor in MONITORS]
+    rising = [[epoch for epoch, _ in feed(make(rule), [0.1, 0.2, 0.3, 0.4])] for rule in rules]
+    falling = [[epoch for epoch, _ in feed(make(rule), [0.4, 0.3, 0.2, 0.1])] for rule in rules]
+    assert rising == [[3], [3], [], []]
+    assert falling == [[], [], [3], [3]]
+    plans = [make(rule).plans()[0][2] for rule in rules]
+    assert plans[0] == "x0.1 when val/loss has not fallen for 2 validations, down to 0"
+    assert plans[2] == "x0.1 when val/accuracy has not risen for 2 validations, down to 0"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({}, []),
+        ({"factor": 0.5}, []),
+        ({"patience": 5}, []),
+        ({"min_lr": 1e-5}, ["exhausted of reductions[0] for image_branch (min_lr: 0.001 -> 1e-05)"]),
+        ({"threshold": 0.5}, ["best of reductions[0]", "bad_validations of reductions[0]"]),
+        ({"threshold_mode": "abs"}, ["best of reductions[0]", "bad_validations of reductions[0]"]),
+        ({"start_epoch": 9}, ["best of", "bad_validations of"]),
+        ({"monitor": "val/accuracy"}, ["reductions[0] for image_branch (the checkpoint has no plateau on val/accur"]),
+        ({"groups": ["fusion_head"]}, ["reductions[0] for fusion_head (the checkpoint has no plateau on val/loss"]),
+    ],
+)
+def test_what_was_counted_under_another_setting_starts_afresh_and_is_named(change, named):
+    values = {"patience": 1, "min_lr": 0.001, "factor": 1e-9}
+    before = make(reduction(["image_branch"], **values))
+    feed(before, [1.0, 2.0, 2.0, 2.0, 2.0, 2.0])  # at min_lr after the third, and stalled there after the fifth
+    (old,) = before.rules
+    assert (old.best, old.bad_validations, old.exhausted) == (1.0, 1, True)
+
+    rule = {"groups": ["image_branch"], **values, **change}
+    after = make(reduction(**rule))
+    lines = after.load_state_dict(before.state_dict())
+    assert len(lines) == len(named) and all(a.startswith(b) for a, b in zip(lines, named, strict=True)), lines
+    (new,) = after.rules
+    fresh = make(reduction(**rule)).rules[0]
+    for name in ("best", "bad_validations", "exhausted"):
+        is_named = any(line.startswith((f"{name} of", "reductions[0]")) for line in lines)
+        assert getattr(new, name) == getattr(fresh if is_named else old, name), name
+    assert after.reduction["image_branch"] == before.reduction["image_branch"]  # what was decided stays
+
+
+def test_cooldown_and_a_threshold_that_has_fired_start_afresh_under_other_settings():
+    before = make(threshold(["image_branch"], above=0.5, cooldown=4))
+    feed(before, [1.0])
+    same = make(threshold(["image_branch"], above=0.5, cooldown=4))
+    assert same.load_state_dict(before.state_dict()) == [] and feed(same, [1.0] * 9, first_epoch=2) == []
+    other = make(threshold(["image_branch"], above=0.7, cooldown=0))
+    assert other.load_state_dict(before.state_dict()) == [
+        "cooldown of reductions[0] for image_branch (cooldown: 4 -> 0)",
+        "fired of reductions[0] for image_branch (above: 0.5 -> 0.7)",
+    ]
+    assert [epoch for epoch, _ in feed(other, [1.0], first_epoch=2)] == [2]
+
+
+def test_exhausted_starts_afresh_under_another_base_lr():
+    before = make(reduction(["image_branch"], patience=0, factor=1e-9, min_lr=0.001))
+    feed(before, [1.0, 1.0, 1.0])
+    after = make(reduction(["image_branch"], patience=0, min_lr=0.001), groups={"image_branch": {}})
+    after.rules[0].settings["lr"] = 0.5
+    assert after.load_state_dict(before.state_dict()) == [
+        "exhausted of reductions[0] for image_branch (lr: 0.1 -> 0.5)"
+    ]
+
+
+def test_unchanged_rules_keep_their_state_wherever_they_stand_in_the_list():
+    """Two rules of the same group, monitor and kind: the state of a removed one must not pass to the other."""
+    patient, impatient = reduction(["image_branch"], patience=9), reduction(["image_branch"], patience=0)
+    before = make(impatient, patient)
+    feed(before, [1.0, 2.0, 2.0])
+    after = make(patient)
+    assert after.load_state_dict(before.state_dict()) == []
+    assert after.rules[0].bad_validations == 2
+    turned = make(patient, impatient)
+    assert turned.load_state_dict(before.state_dict()) == []
+    assert [rule.bad_validations for rule in turned.rules] == [2, 0]
+
+
+def test_the_stop_rule_starts_afresh_under_another_monitor():
+    before = make(stop=StopConfig(monitor="val/loss", patience=3))
+    feed(before, [0.1, 0.2, 0.3])
+    after = make(stop=StopConfig(monitor="val/accuracy", patience=1))
+    assert after.load_state_dict(before.state_dict()) == ["best and count of stop (monitor: val/loss -> val/accuracy)"]
+    assert (after.stop.best, after.stop_count) == (None, 0)
+    patient = make(stop=StopConfig(monitor="val/loss", patience=1))
+    assert patient.load_state_dict(before.state_dict()) == []
+    assert (patient.stop.best, patient.stop_count) == (0.1, 2) and patient.should_stop()
+
+
+def test_a_freeze_until_that_was_moved_acts_from_now_with_event_and_warmup():
+    frozen = {"image_branch": {"freeze_until": 8, "unfreeze_warmup_steps": 5}}
+    before = make(groups=frozen)
+    for epoch in range(5):
+        assert before.start_epoch(epoch=epoch, step=10 * epoch) == []
+    after = make(groups={"image_branch": {"freeze_until": 2, "unfreeze_warmup_steps": 5}})
+    after.load_state_dict(before.state_dict())
+    (event,) = after.start_epoch(epoch=5, step=50)
+    assert (event["group"], event["cause"], event["to"]) == ("image_branch", "unfreeze", pytest.approx(0.1))
+    assert [lrs(after, 50 + i)[0] for i in range(6)] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1, 0.1])
+    assert after.start_epoch(epoch=6, step=60) == []
+    # A group that trained from the start was never frozen, whatever freeze_until says of the past.
+    never = make(groups={"image_branch": {"freeze_until": 2}})
+    never.load_state_dict(make().state_dict())
+    assert never.start_epoch(epoch=5, step=50) == []
+    # Frozen again by the new config, and unfrozen once more.
+    again = make(groups={"image_branch": {"freeze_until": 7, "unfreeze_warmup_steps": 5}})
+    again.load_state_dict(after.state_dict())
+    events = [
+        (epoch, event["cause"]) for epoch in (6, 7, 8) for event in again.start_epoch(epoch=epoch, step=10 * epoch)
+    ]
+    assert events == [(7, "unfreeze")]
+    assert lrs(again, 70)[0] == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (threshold(["image_branch"], "val/accuracy", above=1.0), "val/accuracy is never above 1"),
+        (threshold(["image_branch"], "val/loss", below=0.0), "val/loss is never below 0"),
+        (threshold(["image_branch"], "val/macro_f1", below=-1.0), "val/macro_f1 is never below 0"),
+    ],
+)
+def test_a_threshold_that_its_monitor_cannot_pass_is_refused(rule, message):
+    with pytest.raises(ValueError, match=rf"learning_rates.reductions\[0\]\.(above|below): found .*{message}"):
+        make(rule)
 
 
 def test_state_continues_where_it_was_and_settings_come_from_the_config():
