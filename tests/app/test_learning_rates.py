@@ -233,15 +233,18 @@ def test_stop_when_every_group_is_exhausted():
 def test_a_group_of_several_rules_is_exhausted_when_none_of_them_can_bring_it_further_down():
     """Of the group, not of each rule: a threshold that has acted, or that never does, holds nothing up."""
     others = reduction([name for name in LRS if name != "image_branch"], patience=0, factor=1e-6, min_lr=9e-5)
-    high, low = (reduction(["image_branch"], patience=0, min_lr=min_lr) for min_lr in (0.05, 0.002))
+    high = reduction(["image_branch"], patience=0, min_lr=0.05)
+    low = reduction(["image_branch"], patience=1, min_lr=0.002)
     once, never = threshold(["image_branch"], above=0.9), threshold(["image_branch"], above=100.0)
     rates = make(others, high, low, once, never, stop_when_exhausted=True)
     path = []
-    for epoch in range(1, 4):
+    for epoch in range(1, 5):
         feed(rates, [1.0], first_epoch=epoch)
         path.append((lrs(rates)[0], rates.should_stop() is not None))
-    # After epoch 1 `once` acts, after epoch 2 `low` (`high` stalls above its own min_lr), after epoch 3 both stall.
-    assert path == [(pytest.approx(0.01), False), (pytest.approx(0.002), False), (pytest.approx(0.002), True)]
+    # `once` acts after epoch 1, `low` after epoch 3. `high` stalls after epochs 2 and 3, at an lr that `low` then
+    # leaves, and after epoch 4 at the lowest min_lr.
+    expected = [(0.01, False), (0.01, False), (0.002, False), (0.002, True)]
+    assert path == [(pytest.approx(lr), stops) for lr, stops in expected]
 
 
 def test_curves_show_the_inner_state():
