@@ -255,11 +255,15 @@ def _layer_scales(
             f"optimizer.groups.{name}.layer_decay: the group spans several modules ({', '.join(sorted(top))}), "
             "which have no common order of layers; make one group of each"
         )
-    layers = [
-        [parameter for parameter in layer if any(parameter is own for own in parameters.values())]
-        for layer in layers_in_order(model.get_submodule(top.pop()))
-    ]
-    layers = [layer for layer in layers if layer]
+    module = top.pop()
+    try:
+        layers = layers_in_order(model.get_submodule(module))
+    except ValueError as error:
+        raise ValueError(
+            f"optimizer.groups.{name}.layer_decay: {module} is no sequence: {error}; leave layer_decay out"
+        ) from None
+    own = set(parameters.values())
+    layers = [kept for layer in layers if (kept := [parameter for parameter in layer if parameter in own])]
     return {
         parameter: group.layer_decay ** (len(layers) - 1 - depth)
         for depth, layer in enumerate(layers)

@@ -1,17 +1,22 @@
 """Fixtures shared by the tests: a small model whose parts have Duet's names, and a small complete config."""
 
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+import torchvision
 from omegaconf import OmegaConf
 from torch import nn
+from torchvision.models import regnet
 
 from app.config import parse_config
 from app.config_schema import GroupConfig, LearningRatesConfig, OptimizerConfig
 from app.learning_rates import LearningRates
 from models.fusion_classifier import FusionClassifier
 from models.fusion_head import FusionHead
+from models.image_branch import build_network
 from models.temporal_branch import TemporalBranch
 
 ROOT = Path(__file__).parent.parent
@@ -80,3 +85,23 @@ def learning_rates_of():
         )
 
     return make
+
+
+@contextmanager
+def on_meta():
+    """Networks that are built in it take no memory for their tensors."""
+    from_init_params = regnet.BlockParams.from_init_params
+
+    def on_cpu(**values):  # RegNet reads numbers out of tensors while it is built
+        with torch.device("cpu"):
+            return from_init_params(**values)
+
+    with mock.patch.object(regnet.BlockParams, "from_init_params", on_cpu), torch.device("meta"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def meta_networks() -> dict[str, nn.Module]:
+    """All classification networks of torchvision, complete, in eval mode."""
+    with on_meta():
+        return {name: build_network(name).eval() for name in torchvision.models.list_models(module=torchvision.models)}

@@ -6,6 +6,7 @@ from torch import nn
 from app.layers import biases_and_norms, layers_in_order
 from models.image_branch import build_network, remove_classification_layer
 from models.temporal_branch import TemporalBranch
+from tests.conftest import on_meta
 
 
 def names(module, parameters):
@@ -46,32 +47,148 @@ def test_torchvisions_own_norms_count_and_its_layer_scale_does_not():
     assert "features.1.0.layer_scale" not in spared
 
 
-# Blocks from the stem on, counted from the papers' tables.
-DEPTHS = {
-    "mobilenet_v2": 19,  # stem, 17 inverted residuals, last convolution
-    "resnet18": 9,  # stem, 8 basic blocks
-    "efficientnet_b0": 18,  # stem, 16 MBConv, last convolution
-    "convnext_tiny": 22,  # stem, 18 blocks, 3 downsamplings
-    "regnet_y_400mf": 17,  # stem, 16 blocks
-}
+# Layer by layer, the modules and parameters whose names begin so; each line read off the architecture's printout.
+LAYERS = {
+    "resnet18": [
+        "conv1 bn1",
+        "layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0", "layer3.1", "layer4.0", "layer4.1",
+    ],
+    "mobilenet_v2": [f"features.{i}" for i in range(19)],  # stem, 17 inverted residuals, last convolution
+    "efficientnet_b0": [
+        "features.0",
+        "features.1.0",
+        "features.2.0", "features.2.1",
+        "features.3.0", "features.3.1",
+        "features.4.0", "features.4.1", "features.4.2",
+        "features.5.0", "features.5.1", "features.5.2",
+        "features.6.0", "features.6.1", "features.6.2", "features.6.3",
+        "features.7.0",
+        "features.8",
+    ],
+    "efficientnet_v2_s": [
+        "features.0",
+        *(f"features.1.{i}" for i in range(2)),
+        *(f"features.2.{i}" for i in range(4)),
+        *(f"features.3.{i}" for i in range(4)),
+        *(f"features.4.{i}" for i in range(6)),
+        *(f"features.5.{i}" for i in range(9)),
+        *(f"features.6.{i}" for i in range(15)),
+        "features.7",
+    ],
+    "regnet_y_400mf": [
+        "stem",
+        "trunk_output.block1.block1-0",
+        *(f"trunk_output.block2.block2-{i}" for i in range(3)),
+        *(f"trunk_output.block3.block3-{i}" for i in range(6)),
+        *(f"trunk_output.block4.block4-{i}" for i in range(6)),
+    ],
+    "regnet_x_400mf": [
+        "stem",
+        "trunk_output.block1.block1-0",
+        *(f"trunk_output.block2.block2-{i}" for i in range(2)),
+        *(f"trunk_output.block3.block3-{i}" for i in range(7)),
+        *(f"trunk_output.block4.block4-{i}" for i in range(12)),
+    ],
+    "densenet121": [
+        "features.conv0 features.norm0",
+        *(f"features.denseblock1.denselayer{i}" for i in range(1, 7)),
+        "features.transition1",
+        *(f"features.denseblock2.denselayer{i}" for i in range(1, 13)),
+        "features.transition2",
+        *(f"features.denseblock3.denselayer{i}" for i in range(1, 25)),
+        "features.transition3",
+        *(f"features.denseblock4.denselayer{i}" for i in range(1, 16)),
+        "features.denseblock4.denselayer16 features.norm5",
+    ],
+    "convnext_tiny": [
+        "features.0",
+        "features.1.0", "features.1.1", "features.1.2",
+        "features.2",
+        "features.3.0", "features.3.1", "features.3.2",
+        "features.4",
+        *(f"features.5.{i}" for i in range(9)),
+        "features.6",
+        "features.7.0", "features.7.1", "features.7.2 classifier.0",
+    ],
+    "swin_t": [
+        "features.0",
+        "features.1.0", "features.1.1",
+        "features.2",
+        "features.3.0", "features.3.1",
+        "features.4",
+        "features.5.0", "features.5.1", "features.5.2", "features.5.3", "features.5.4", "features.5.5",
+        "features.6",
+        "features.7.0", "features.7.1 norm",
+    ],
+    "vit_b_16": [
+        "class_token conv_proj encoder.pos_embedding",
+        *(f"encoder.layers.encoder_layer_{i}" for i in range(11)),
+        "encoder.layers.encoder_layer_11 encoder.ln",
+    ],
+    "maxvit_t": [
+        "stem.0", "stem.1",
+        "blocks.0.layers.0", "blocks.0.layers.1",
+        "blocks.1.layers.0", "blocks.1.layers.1",
+        "blocks.2.layers.0", "blocks.2.layers.1", "blocks.2.layers.2", "blocks.2.layers.3", "blocks.2.layers.4",
+        "blocks.3.layers.0", "blocks.3.layers.1",
+        "classifier",
+    ],
+    "googlenet": [
+        "conv1", "conv2", "conv3",
+        *(f"inception{block}" for block in ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b")),
+    ],
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("architecture", "depth"), DEPTHS.items())
-def test_layers_of_torchvisions_families(architecture, depth):
-    network = remove_classification_layer(build_network(architecture))
-    layers = layers_in_order(network)
-    assert len(layers) == depth
-    held = [parameter for layer in layers for parameter in layer]
-    assert len(held) == len(set(held)) and set(held) == set(network.parameters())
-    # In the order of computation: the first use of each layer's parameters, as hooks see it.
-    owner = {parameter: depth for depth, layer in enumerate(layers) for parameter in layer}
-    uses = []
-    for module in network.modules():
-        own = list(module.parameters(recurse=False))
-        if own:
-            module.register_forward_pre_hook(lambda *_, depth=owner[own[0]]: uses.append(depth))
-    network.eval()(torch.zeros(1, 3, 64, 64))
-    assert list(dict.fromkeys(uses)) == list(range(depth))
+def encoder(architecture):
+    with on_meta():
+        return remove_classification_layer(build_network(architecture)).eval()
+
+
+@pytest.mark.parametrize("architecture", LAYERS)
+def test_layers_of_torchvisions_families(architecture):
+    network = encoder(architecture)
+    expected = [
+        {name for name, _ in network.named_parameters() if f"{name}.".startswith(tuple(f"{p}." for p in line.split()))}
+        for line in LAYERS[architecture]
+    ]
+    assert [names(network, layer) for layer in layers_in_order(network)] == expected
+    assert sum(len(layer) for layer in expected) == len(list(network.parameters()))
+
+
+@pytest.mark.slow
+def test_layers_of_all_torchvisions_networks_are_in_the_order_of_computation():
+    """The first use of each layer's modules, as hooks see it; every parameter in exactly one layer."""
+    for architecture in torchvision.models.list_models(module=torchvision.models):
+        network = encoder(architecture)
+        layers = layers_in_order(network)
+        held = [parameter for layer in layers for parameter in layer]
+        assert len(held) == len(set(held)) and set(held) == set(network.parameters()), architecture
+        owner = {parameter: depth for depth, layer in enumerate(layers) for parameter in layer}
+        uses = []
+        for module in network.modules():
+            own = list(module.parameters(recurse=False))
+            # Parameters of containers are used by the container's forward, after its hook.
+            if own and not list(module.children()):
+                module.register_forward_pre_hook(lambda *_, uses=uses, depth=owner[own[0]]: uses.append(depth))
+        network(torch.zeros(1, 3, 224, 224, device="meta"))
+        assert list(dict.fromkeys(uses)) == list(range(len(layers))), architecture
+
+
+def test_modules_side_by_side_are_no_sequence():
+    heads = nn.ModuleDict({"image_branch": nn.Linear(4, 3), "temporal_branch": nn.Linear(5, 3)})
+    with pytest.raises(ValueError, match=r"\(image_branch, temporal_branch\) stand side by side"):
+        layers_in_order(heads)
+    del heads["temporal_branch"]
+    assert [names(heads, layer) for layer in layers_in_order(heads)] == [{"image_branch.weight", "image_branch.bias"}]
+
+
+def test_what_stands_before_the_first_layer_belongs_to_it():
+    network = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    layers = [names(network, layer) for layer in layers_in_order(network)]
+    assert layers == [{"0.weight", "0.bias", "1.weight", "1.bias"}, {"2.weight", "2.bias"}]
+    norms = nn.Sequential(nn.BatchNorm2d(3))
+    assert [names(norms, layer) for layer in layers_in_order(norms)] == [{"0.weight", "0.bias"}]
 
 
 def test_a_norm_belongs_to_the_layer_that_it_follows():

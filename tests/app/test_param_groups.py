@@ -272,8 +272,19 @@ def test_layer_decay_by_hand(small_model, optimizer_config):
     assert hyperparameters(built)["temporal_branch"]["lr"] == 1.0
 
 
+def test_layer_decay_of_modules_side_by_side_is_refused(small_model, optimizer_config):
+    groups = dict(optimizer_config.groups)
+    groups["unimodal_heads"] = replace(groups["unimodal_heads"], layer_decay=0.8)
+    with pytest.raises(ValueError) as error:
+        build_optimizer(small_model, replace(optimizer_config, groups=groups))
+    assert str(error.value) == (
+        "optimizer.groups.unimodal_heads.layer_decay: unimodal_heads is no sequence: its modules (image_branch, "
+        "temporal_branch) stand side by side and have no order of layers; leave layer_decay out"
+    )
+
+
 @pytest.mark.parametrize(
-    "architecture", ["mobilenet_v2", "resnet18", "efficientnet_b0", "convnext_tiny", "regnet_y_400mf"]
+    "architecture", ["mobilenet_v2", "resnet18", "efficientnet_b0", "convnext_tiny", "regnet_y_400mf", "swin_t"]
 )
 def test_layer_decay_falls_geometrically_from_output_to_stem(architecture):
     model = nn.ModuleDict({"image_branch": remove_classification_layer(build_network(architecture))})
