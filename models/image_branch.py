@@ -27,23 +27,30 @@ def build_network(architecture: str) -> nn.Module:
     return torchvision.models.get_model(architecture, weights=None, **extra)
 
 
+def classifier_modules(network: nn.Module) -> list[str]:
+    """Names of the modules that `remove_classification_layer` takes off: auxiliary classifiers, and the layer that
+    gives the 1,000 ImageNet logits."""
+    auxiliary = [name for name in ("aux1", "aux2", "AuxLogits") if getattr(network, name, None) is not None]
+    width = {nn.Linear: "out_features", nn.Conv2d: "out_channels"}
+    layers = [
+        name
+        for name, module in network.named_modules()
+        if type(module) in width and getattr(module, width[type(module)]) == _IMAGENET_CLASSES
+    ]
+    return [*auxiliary, layers[-1]]
+
+
 def remove_classification_layer(network: nn.Module) -> nn.Module:
     """Puts an identity in place of the layer that gives the 1,000 ImageNet logits, in place.
 
     Auxiliary classifiers (GoogLeNet, Inception) are dropped as well.
     """
-    for name in ("aux1", "aux2", "AuxLogits"):
-        if getattr(network, name, None) is not None:
-            setattr(network, name, None)
+    *auxiliary, layer = classifier_modules(network)
+    for name in auxiliary:
+        setattr(network, name, None)
     if hasattr(network, "aux_logits"):
         network.aux_logits = False
-    width = {nn.Linear: "out_features", nn.Conv2d: "out_channels"}
-    name = [
-        name
-        for name, module in network.named_modules()
-        if type(module) in width and getattr(module, width[type(module)]) == _IMAGENET_CLASSES
-    ][-1]
-    parent, _, attribute = name.rpartition(".")
+    parent, _, attribute = layer.rpartition(".")
     setattr(network.get_submodule(parent), attribute, nn.Identity())
     return network
 

@@ -7,6 +7,8 @@ import torch
 import torchvision
 from torch import nn
 
+from models.image_branch import classifier_modules
+
 PACKAGED_ARCHITECTURE = "mobilenet_v2"
 _ALTERNATIVES = (
     "use 'packaged' (mobilenet_v2), a torchvision weights name such as IMAGENET1K_V1, "
@@ -58,11 +60,9 @@ def load_torchvision_weights(network: nn.Module, architecture: str, weights: str
 
 
 def load_weights_file(network: nn.Module, path: Path) -> str:
-    """Loads a state dict whose tensors are `network`'s own, by name or, failing that, by order.
+    """Loads a state dict whose tensors are `network`'s own (see match_tensors), in place.
 
-    Matching by order serves files whose nesting differs (the same network written by someone else). The
-    classification layer (the last tensors) may be missing from the file; every other tensor must be there
-    in its exact shape. Returns a description. Raises FileNotFoundError or ValueError.
+    Returns a description. Raises FileNotFoundError or ValueError, before anything changes.
     """
     if not path.is_file():
         raise FileNotFoundError(f"weights file {path} does not exist; {_ALTERNATIVES}")
@@ -78,27 +78,99 @@ def load_weights_file(network: nn.Module, path: Path) -> str:
         raise ValueError(f"weights file {path} holds no state dict (names -> tensors); {_ALTERNATIVES}")
 
     own = network.state_dict()
-    needed = list(own)[: _num_tensors_before_classifier(network)]
-    source = list(state) if not set(needed) <= set(state) else needed
-    mismatch = _first_mismatch(own, needed, state, source)
-    if mismatch:
-        raise ValueError(f"weights file {path} is not of this architecture: {mismatch}; {_ALTERNATIVES}")
-    for name, source_name in zip(needed, source, strict=False):
-        own[name].copy_(state[source_name])
-    return f"{path.name} ({len(needed)} tensors)"
+    try:
+        source_of = match_tensors(shapes_of(own), classifier_modules(network), shapes_of(state))
+    except ValueError as error:
+        raise ValueError(f"weights file {path} is not of this architecture: {error}; {_ALTERNATIVES}") from None
+    for name, source in source_of.items():
+        own[name].copy_(state[source])
+    return f"{path.name} ({len(source_of)} tensors)"
 
 
-def _num_tensors_before_classifier(network: nn.Module) -> int:
-    """Tensors up to the last Linear or Conv2d, which is the classification layer."""
-    names = list(network.state_dict())
-    layer = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
-    return min(index for index, name in enumerate(names) if name.startswith(f"{layer}."))
+def shapes_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}
 
 
-def _first_mismatch(own: dict, needed: list[str], state: dict, source: list[str]) -> str:
-    if not len(needed) <= len(source) <= len(own):
-        return f"it has {len(source)} tensors, the network {len(own)} ({len(needed)} without its last layer)"
-    for name, source_name in zip(needed, source, strict=False):
-        if own[name].shape != state[source_name].shape:
-            return f"{source_name} has shape {tuple(state[source_name].shape)}, {name} needs {tuple(own[name].shape)}"
-    return ""
+def match_tensors(network: dict[str, torch.Size], classifier: list[str], file: dict[str, torch.Size]) -> dict[str, str]:
+    """Which tensor of a file goes where: the network's name -> the file's.
+
+    By name or, where the names differ (the same network written by someone else), by order. Every tensor before the
+    classifier must be there in its exact shape, and the file may hold nothing else; by order the last parts of the
+    names (weight, running_mean, ...) must agree too. The classifier is taken off anyway: it may differ or be missing.
+    As for torch itself, a file may lack num_batches_tracked.
+
+    Args:
+        network, file: name -> shape, in the order of the state dict.
+        classifier: the network's modules that are taken off, the classification layer last.
+
+    Raises ValueError, naming the first tensor that does not fit.
+    """
+    try:
+        return _match_by_name(network, classifier, file)
+    except ValueError as by_name:
+        try:
+            return _match_by_order(network, classifier, file)
+        except ValueError as by_order:
+            raise (by_name if network.keys() & file.keys() else by_order) from None
+
+
+def _match_by_name(
+    network: dict[str, torch.Size], classifier: list[str], file: dict[str, torch.Size]
+) -> dict[str, str]:
+    needed = [name for name in network if not _is_below(name, classifier)]
+    found = [name for name in needed if name in file]
+    wrong = [name for name in found if file[name] != network[name]]
+    missing = [name for name in needed if name not in file and not _is_counter(name)]
+    further = [name for name in file if name not in network and not _is_below(name, classifier)]
+    problems, kinds = [], []
+    if wrong:
+        problems.append(f"{wrong[0]} has shape {tuple(file[wrong[0]])}, the network's {tuple(network[wrong[0]])}")
+        kinds.append("of other widths")
+    if missing:
+        problems.append(f"{missing[0]} is missing")
+        kinds.append("shallower, or cut short")
+    if further:
+        problems.append(f"the network has no {further[0]}")
+        kinds.append("deeper")
+    if problems:
+        kind = kinds[0] if len(kinds) == 1 else "another"
+        raise ValueError(f"{' and '.join(problems)}: the file's network seems to be {kind}")
+    return {name: name for name in found}
+
+
+def _match_by_order(
+    network: dict[str, torch.Size], classifier: list[str], file: dict[str, torch.Size]
+) -> dict[str, str]:
+    *auxiliary, layer = classifier
+    own, source = list(network), list(file)
+    if not any(_is_counter(name) for name in source):
+        own = [name for name in own if not _is_counter(name)]
+    head = [name for name in own if _is_below(name, [layer])]  # the last tensors of all
+    body = [name for name in own if not _is_below(name, [layer])]
+    if len(source) < len(body):  # saved without its auxiliary classifiers
+        body = [name for name in body if not _is_below(name, auxiliary)]
+    count = f"it has {len(file)} tensors, the network {len(network)} ({len(body)} before its classifier)"
+    for name, other in zip(body, source, strict=False):
+        if name.rpartition(".")[2] != other.rpartition(".")[2]:
+            raise ValueError(f"{count}, and by order {other} stands where {name} belongs")
+        if network[name] != file[other] and not _is_below(name, auxiliary):
+            raise ValueError(
+                f"{count}, and by order {other} of shape {tuple(file[other])} stands where {name} "
+                f"of {tuple(network[name])} belongs"
+            )
+    if len(source) < len(body):
+        raise ValueError(f"{count}: it ends before {body[len(source)]}, so its network seems to be shallower")
+    # A classifier of another number of classes differs in its tensors' first dimension.
+    rest = [(name.rpartition(".")[2], file[name][1:]) for name in source[len(body) :]]
+    allowed = [(name.rpartition(".")[2], network[name][1:]) for name in head]
+    if rest != allowed[: len(rest)]:
+        raise ValueError(f"{count}: it goes on with {source[len(body)]}, so its network seems to be deeper")
+    return {name: other for name, other in zip(body, source, strict=False) if not _is_below(name, auxiliary)}
+
+
+def _is_below(name: str, modules: list[str]) -> bool:
+    return name.startswith(tuple(f"{module}." for module in modules))
+
+
+def _is_counter(name: str) -> bool:
+    return name.endswith("num_batches_tracked")
