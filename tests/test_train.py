@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import evaluate
 import train
 from app.group_stats import MOMENTS, STATISTICS
 from app.tensorboard import HYPERPARAMETERS
+from models.image_branch import build_network
 from tests.conftest import GROUP_NAMES, ROOT
 
 SMOKE = str(ROOT / "configs" / "smoke.yaml")
@@ -213,7 +215,8 @@ BAD_INPUT = {
     "weights file missing": ([f"{IMAGE}.weights=no/such.pt"], "no/such.pt does not exist; use 'packaged'"),
     "weights of another": ([f"{IMAGE}.weights={{other}}"], "is not of this architecture: it has 1 tensors"),
     "weights and architecture": ([f"{IMAGE}.architecture=resnet18"], "'packaged' exist for mobilenet_v2 only"),
-    "image size": ([f"{IMAGE}.architecture=vit_b_16", f"{IMAGE}.weights=none"], "cannot read images"),
+    "image size": ([f"{IMAGE}.architecture=vit_b_16", f"{IMAGE}.weights=none"],
+                   "vit_b_16 reads images of 224 x 224 pixels only; set data.image_size=224"),
     "checkpoint missing": (["--resume", "no/such.pt"], "checkpoint no/such.pt does not exist; give a file"),
     "no checkpoint": (["--resume", "{other}"], "holds something else than a checkpoint"),
     "group without module": (["optimizer.groups.x.lr=1", "optimizer.groups.x.weight_decay=0",
@@ -409,3 +412,47 @@ def test_a_stopped_run_stays_stopped_and_a_copied_checkpoint_starts_a_run_of_its
     assert f"this run is {tmp_path / 'runs' / 'smoke-2'}" in output and "epoch 3/3" in output
     assert [path.name for path in copied.parent.iterdir()] == ["last.pt"]
     assert all(path.read_bytes() == content for path, content in before.items())
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """A cache of torch.hub with a generated file for GoogLeNet, which normalises images anew with torchvision's
+    weights only. Called, it empties the cache. There is no network."""
+
+    def fail(*args, **kwargs):
+        raise OSError("no route to host")
+
+    url = torchvision.models.GoogLeNet_Weights.IMAGENET1K_V1.url
+    file = tmp_path / "hub" / "checkpoints" / url.rpartition("/")[2]
+    file.parent.mkdir(parents=True)
+    torch.save(build_network("googlenet").state_dict(), file)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    return file.unlink
+
+
+@pytest.mark.slow
+def test_resume_and_evaluate_rebuild_torchvisions_weights_without_them(tmp_path, train_here, hub_cache, capsys):
+    google = [f"{IMAGE}.architecture=googlenet", f"{IMAGE}.weights=IMAGENET1K_V1", "data.image_size=16"]
+    output = train_here(tmp_path / "straight", *google, "run.epochs=2")
+    assert "weights: GoogLeNet_Weights.IMAGENET1K_V1 from torchvision" in output
+    assert "note: these weights are made for images of 224 x 224 pixels; data.image_size is 16" in output
+    train_here(tmp_path / "stopped", *google, "run.epochs=1")
+    hub_cache()  # the file is gone now
+    assert "GoogLeNet_Weights" in train_here(tmp_path / "stopped", *google, "run.epochs=2", "--resume", "auto")
+    paths = [tmp_path / name / "smoke" / "checkpoints" / "last.pt" for name in ("straight", "stopped")]
+    straight, stopped = (torch.load(path, weights_only=True) for path in paths)
+    for part in ("model", "optimizer", "image_weights"):
+        assert_identical(straight[part], stopped[part])
+    assert straight["image_weights"]["arguments"] == {"transform_input": True}
+
+    assert evaluate.main(["--checkpoint", str(paths[0]), "--split", "val"]) == 0
+    report = json.loads((paths[0].parent.parent / "evaluation" / "val" / "report.json").read_text())
+    assert report["loss"] == pytest.approx(straight["val"]["loss"], rel=1e-6)
+    assert report["weights"] == "GoogLeNet_Weights.IMAGENET1K_V1 from torchvision"
+
+    capsys.readouterr()
+    other = [*google, f"{IMAGE}.architecture=resnet18", f"{IMAGE}.weights=none", "--resume", str(paths[0])]
+    assert train.main(["--config", SMOKE, f"run.folder={tmp_path}", *other]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "does not fit the model of this config" in line

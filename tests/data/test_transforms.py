@@ -1,7 +1,7 @@
 import torch
 from torchaudio.functional import compute_deltas
 
-from data.transforms import IMAGENET_MEAN, IMAGENET_STD, gray_to_network_image, network_image_to_rgb, with_deltas
+from data.transforms import gray_to_network_image, network_image_to_rgb, with_deltas
 
 
 def test_deltas_equal_torchaudio_on_each_sequence_alone_and_padding_is_zero():
@@ -26,10 +26,10 @@ def test_what_stands_in_the_padding_does_not_matter():
 
 
 def test_images_become_three_normalised_channels():
-    image = gray_to_network_image(torch.stack([torch.zeros(8, 8), torch.ones(8, 8)]), 20)
+    means, stds = [0.5, 0.25, 0.125], [0.5, 2.0, 0.25]
+    image = gray_to_network_image(torch.stack([torch.zeros(8, 8), torch.ones(8, 8)]), 20, means, stds)
     assert image.shape == (2, 3, 20, 20)
-    for channel in range(3):
-        mean, std = IMAGENET_MEAN[channel], IMAGENET_STD[channel]
-        torch.testing.assert_close(image[0, channel], torch.full((20, 20), -mean / std))
-        torch.testing.assert_close(image[1, channel], torch.full((20, 20), (1 - mean) / std))
-    torch.testing.assert_close(network_image_to_rgb(image)[1], torch.ones(3, 20, 20))
+    for channel, (black, white) in enumerate([(-1.0, 1.0), (-0.125, 0.375), (-0.5, 3.5)]):
+        torch.testing.assert_close(image[0, channel], torch.full((20, 20), black))
+        torch.testing.assert_close(image[1, channel], torch.full((20, 20), white))
+    torch.testing.assert_close(network_image_to_rgb(image, means, stds)[1], torch.ones(3, 20, 20))

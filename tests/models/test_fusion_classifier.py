@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.fusion_classifier import FusionClassifier
+from models.fusion_classifier import FusionClassifier, build_fusion_classifier
 from models.fusion_head import FusionHead
 
 
@@ -74,3 +74,18 @@ def test_a_missing_modality_never_reaches_the_logits(inputs):
     changed_image[1], changed_sequence[2] = float("nan"), float("nan")
     a, b = model(*inputs).logits, model(changed_image, changed_sequence, length, present).logits
     assert torch.equal(a, b)
+
+
+def test_a_model_without_an_image_branch_has_plain_values_for_its_unread_images():
+    parts = {"temporal_branch": {"hidden_size": 4, "num_layers": 1, "bidirectional": False, "dropout": 0.0}}
+    parts |= {"fusion_head": {"hidden_size": 4, "dropout": 0.0}, "unimodal_heads": {"loss_weight": 0.0}}
+    sizes = {"image_size": 16, "num_features": 5, "num_classes": 3}
+    model, weights = build_fusion_classifier(image_branch=None, **parts, **sizes)
+    assert model.image_branch is None
+    assert (weights.description, weights.arguments, weights.image_size) == ("no image branch", {}, None)
+    again, same = build_fusion_classifier(image_branch=None, **parts, **sizes, image_weights=weights)
+    assert same == weights and again.state_dict().keys() == model.state_dict().keys()
+    # A config that has got an image branch since then builds one, which that checkpoint will not fit.
+    image_branch = {"architecture": "resnet18", "weights": "none"}
+    other, _ = build_fusion_classifier(image_branch=image_branch, **parts, **sizes, image_weights=weights)
+    assert other.image_branch is not None
