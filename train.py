@@ -95,6 +95,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     groups: list[Group]
     freezing: Freezing
+    gradients: Gradients
     learning_rates: LearningRates
     best_weights: BestWeights
     progress: dict[str, Any]  # epochs and steps finished, best validation loss
@@ -135,6 +136,7 @@ def prepare(config: Config, tree: dict[str, Any], resume: str | None) -> Run:
     train_loader, val_loader, test_loader = make_loaders(config, splits, device)
     optimizer, groups = build_optimizer(model, config.optimizer)
     freezing = Freezing(model, groups)
+    gradients = Gradients(optimizer, groups, config.optimizer.clip_norm, warn=lambda text: print(f"warning: {text}"))
     learning_rates = LearningRates(
         config.optimizer.groups,
         {group.name: group.param_groups for group in groups},
@@ -151,6 +153,7 @@ def prepare(config: Config, tree: dict[str, Any], resume: str | None) -> Run:
         afresh = checkpoints.load_optimizer_state(optimizer, groups, saved["optimizer"], saved_path)
         changed = learning_rates.load_state_dict(saved["learning_rates"])
         changed += best_weights.load_state_dict(saved["best_weights"])
+        gradients.load_state_dict(saved["gradients"])
         progress = {name: saved[name] for name in progress}
         print(f"resuming {saved_path} after epoch {progress['epoch']}")
         for line in differences(saved["config"], tree):
@@ -184,6 +187,7 @@ def prepare(config: Config, tree: dict[str, Any], resume: str | None) -> Run:
         optimizer=optimizer,
         groups=groups,
         freezing=freezing,
+        gradients=gradients,
         learning_rates=learning_rates,
         best_weights=best_weights,
         progress=progress,
@@ -212,8 +216,7 @@ def train(run: Run) -> None:
     placement = {"device": run.device, "precision": config.run.precision}
     branches = list(model.unimodal_heads)
     metrics = ClassificationMetrics(len(digits.CLASS_NAMES), branches)
-    gradients = Gradients(run.optimizer, run.groups, config.optimizer.clip_norm)
-    statistics = GroupStatistics(run.optimizer, run.groups, gradients)
+    statistics = GroupStatistics(run.optimizer, run.groups, run.gradients)
     starvation = Starvation(config.statistics)
     run_log = RunLog(
         folder,
@@ -248,7 +251,7 @@ def train(run: Run) -> None:
             run.optimizer,
             rates,
             run.freezing,
-            gradients,
+            run.gradients,
             statistics,
             epoch=epoch,
             step=progress["step"],
@@ -327,6 +330,7 @@ def content_of(run: Run, val: dict[str, float]) -> dict[str, Any]:
         "optimizer": checkpoints.optimizer_state(run.optimizer, run.groups),
         "learning_rates": run.learning_rates.state_dict(),
         "best_weights": run.best_weights.state_dict(),
+        "gradients": run.gradients.state_dict(),
     }
 
 

@@ -1,10 +1,15 @@
-"""Gradients between backward() and step(): their norms by group, clipping, and the watch for inf and NaN."""
+"""Gradients between backward() and step(): norms by group, clipping, the watch for inf, NaN and sudden jumps."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from app.param_groups import Group
 
 _CHUNK = 2**14
+_JUMP = 1000  # times the largest norm so far
 
 
 class Gradients:
@@ -12,14 +17,24 @@ class Gradients:
 
     A gradient that is not finite stops every step from then on: no weight and no moment changes until `check`
     raises. Fused optimizers on CPU and CUDA skip the step on the device itself (torch's `found_inf`), so nothing
-    is read back before `check`; for all others `prepare` has to read back one flag a step.
+    is read back before `check`; for all others `prepare` has to read back one flag a step. A norm above 1,000 times
+    the largest that its group has had is a warning: such a step is taken, and may be the start of a divergence, or
+    of a kernel that computes garbage.
 
     Args:
         clip_norm: for the groups without a clip_norm of their own, over all of them together.
+        warn: takes what `check` has to say.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, groups: list[Group], clip_norm: float | None = None):
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        groups: list[Group],
+        clip_norm: float | None = None,
+        warn: Callable[[str], None] = warnings.warn,
+    ):
         self.optimizer = optimizer
+        self.warn = warn
         self.parameters = {group.name: list(group.parameters.values()) for group in groups}
         device = next(iter(self.parameters.values()))[0].device
         own = [group.config.clip_norm for group in groups]
@@ -29,7 +44,11 @@ class Gradients:
         self._in_global = torch.tensor([not limit for limit in own], device=device)
         self._global_limit = clip_norm
         self._skips_on_device = bool(optimizer.defaults.get("fused")) and device.type in ("cpu", "cuda")
-        self._first_bad_step = torch.full((len(groups),), -1, device=device)
+        # Steps since the last check, -1 for none: the first that was not finite, and the first that jumped.
+        self._found = torch.full((2, len(groups)), -1, device=device)
+        self._first_bad_step, self._first_jump = self._found
+        self._largest = torch.zeros(len(groups), device=device)  # 0 before the first gradient
+        self._jump = torch.zeros(2, len(groups), device=device)  # norm at the first jump, and the largest before it
         self._clipped_steps = torch.zeros(len(groups), device=device)
         self._steps = 0
 
@@ -38,8 +57,9 @@ class Gradients:
         """step: optimizer steps finished before this one. Clips, and holds the step back if it must."""
         gradients = [[p.grad for p in ps if p.grad is not None] for ps in self.parameters.values()]
         self.norms = torch.stack([group_norm(grads, self._clipped_steps) for grads in gradients])  # (groups,)
-        new = ~torch.isfinite(self.norms) & (self._first_bad_step < 0)
-        self._first_bad_step.masked_fill_(new, step + 1)
+        finite = torch.isfinite(self.norms)
+        self._first_bad_step.masked_fill_(~finite & (self._first_bad_step < 0), step + 1)
+        self._watch_for_jumps(step, finite)
         bad = (self._first_bad_step >= 0).any()
         if self._skips_on_device:
             self.optimizer.found_inf = bad.float()
@@ -59,10 +79,25 @@ class Gradients:
             self.clipped_norms = self.norms * limits
             self._clipped_steps += limits < 1
 
+    def _watch_for_jumps(self, step: int, finite: torch.Tensor) -> None:
+        jump = finite & (self.norms > _JUMP * self._largest) & (self._largest > 0) & (self._first_jump < 0)
+        self._first_jump.masked_fill_(jump, step + 1)
+        self._jump = torch.where(jump, torch.stack([self.norms, self._largest]), self._jump)
+        self._largest = torch.where(finite, torch.maximum(self._largest, self.norms), self._largest)
+
     def check(self) -> None:
-        """Reads back. Raises FloatingPointError with group and step if a gradient was not finite."""
-        steps = dict(zip(self.parameters, self._first_bad_step.tolist(), strict=True))
-        bad = {name: step for name, step in steps.items() if step >= 0}
+        """Reads back; warns of jumps. Raises FloatingPointError with group and step if a gradient was not finite."""
+        bad_steps, jump_steps = self._found.tolist()
+        if max(jump_steps) >= 0:
+            for name, step, norm, before in zip(self.parameters, jump_steps, *self._jump.tolist(), strict=True):
+                if step >= 0:
+                    self.warn(
+                        f"the gradient norm of {name} rose to {norm:.2g} at step {step}, {norm / before:,.0f} times "
+                        "the largest before. Lower that group's lr, set clip_norm, or, where run.precision is bf16, "
+                        "try fp32"
+                    )
+            self._first_jump.fill_(-1)
+        bad = {name: step for name, step in zip(self.parameters, bad_steps, strict=True) if step >= 0}
         if bad:
             first = min(bad.values())
             names = ", ".join(name for name, step in bad.items() if step == first)
@@ -70,6 +105,15 @@ class Gradients:
                 f"the gradient of {names} was not finite at step {first}; no weight has changed since. "
                 "Lower that group's lr, or set clip_norm"
             )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the watch for jumps remembers from step to step; call `check` first."""
+        return {"largest_norms": dict(zip(self.parameters, self._largest.tolist(), strict=True))}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over the groups that have kept their name; the others start afresh."""
+        known = [state["largest_norms"].get(name, 0.0) for name in self.parameters]
+        self._largest = torch.tensor(known, device=self._largest.device)
 
     def take_clipped_share(self) -> torch.Tensor:
         """(groups,) share of the steps that were clipped, since the last call; a device tensor."""

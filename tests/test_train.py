@@ -172,7 +172,7 @@ def test_same_command_same_weights_and_a_resumed_run_too(tmp_path):
 
     contents = [torch.load(tmp_path / x / "smoke/checkpoints/last.pt", weights_only=True) for x in "abc"]
     for other in contents[1:]:
-        for part in ("model", "optimizer", "learning_rates", "best_weights", "step", "epoch", "best_loss"):
+        for part in ("model", "optimizer", "learning_rates", "best_weights", "gradients", "step", "epoch", "best_loss"):
             assert_identical(contents[0][part], other[part])
     # No validation improves on the first by 100, so the second and third are bad ones: a reduction at the third.
     assert contents[0]["learning_rates"]["reduction"]["temporal_branch"] < 1

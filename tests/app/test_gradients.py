@@ -97,6 +97,101 @@ def test_a_gradient_that_is_not_finite_changes_no_weight_and_no_moment_and_names
     assert [group.name for group in groups] == list(GROUP_NAMES)
 
 
+@pytest.fixture
+def watch(small_model, set_up):
+    """Takes gradients of given size, from step to step; returns what `check` warns of."""
+    _, _, gradients = set_up(clip_norm=1.0)  # the norm before clipping is watched
+    warnings = []
+    gradients.warn = warnings.append
+
+    def take(*factors, group="temporal_branch", start=0, read=True):
+        """factors: of the group's gradient; those of the other groups stay as they are."""
+        for step, factor in enumerate(factors, start):
+            fill(small_model)
+            for parameter in getattr(small_model, group).parameters():
+                parameter.grad = None if factor is None else parameter.grad * factor
+            gradients.prepare(step)
+        if read:
+            gradients.check()
+        said, warnings[:] = list(warnings), []
+        return said
+
+    take.gradients = gradients
+    return take
+
+
+def test_a_norm_above_1000_times_its_running_maximum_is_a_warning_with_group_and_step(watch):
+    assert watch(1, 2, 1999, 1, 1_998_000) == []  # each time below 1,000 times the largest so far
+    norm = watch.gradients.norms[1].item()
+    (warning,) = watch(1, 1_998_000 * 1001, 1, start=5)
+    assert f"the gradient norm of temporal_branch rose to {norm * 1001:.2g} at step 7, 1,001 times" in warning
+
+
+def test_the_first_of_several_jumps_is_named_and_the_watch_goes_on(watch):
+    (warning,) = watch(1, 1, 2e3, 1, 1e7, 1)
+    assert "at step 3, 2,000 times" in warning
+    assert watch(2e3, 1e7, 1e10, start=6) == []  # what has been seen is no jump any more
+    (warning,) = watch(1e13 * 1.1, start=9)
+    assert "at step 10" in warning
+
+
+def test_each_group_has_a_maximum_of_its_own(watch):
+    assert watch(1, 1e5, 1, group="image_branch", read=False) == []
+    first, second = watch(2e3, 1, group="fusion_head", start=3)
+    assert "image_branch" in first and "at step 2" in first
+    assert "fusion_head" in second and "at step 4" in second
+
+
+@pytest.mark.parametrize("nothing", [0, None], ids=["zero", "frozen"])
+def test_the_first_gradients_of_a_group_are_no_jump_and_those_after_are_watched(watch, nothing):
+    assert watch(nothing, nothing, 1e5, 1) == []
+    assert watch(nothing, 1e5, start=4) == []
+    assert len(watch(2e8, start=6)) == 1
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_a_norm_that_is_not_finite_is_an_error_and_a_jump_before_it_is_told_first(watch, bad):
+    warnings = []
+    watch.gradients.warn = warnings.append
+    with pytest.raises(FloatingPointError, match="temporal_branch was not finite at step 4"):
+        watch(1, 1, 1e4, bad)
+    assert len(warnings) == 1 and "at step 3" in warnings[0]
+    assert watch.gradients.state_dict()["largest_norms"]["temporal_branch"] < float("inf")
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_a_norm_that_is_not_finite_is_not_called_a_jump_as_well(watch, bad):
+    warnings = []
+    watch.gradients.warn = warnings.append
+    with pytest.raises(FloatingPointError):
+        watch(1, 1, bad)
+    assert warnings == []
+
+
+def test_a_resumed_watch_warns_as_one_that_was_not_stopped(small_model, set_up, watch):
+    watch(1, 30)
+    state = watch.gradients.state_dict()
+    _, _, resumed = set_up()
+    resumed.load_state_dict({"largest_norms": {**state["largest_norms"], "a group of another config": 1.0}})
+    assert resumed.state_dict() == state
+    (unbroken,) = watch(1, 31_000, start=2)
+    said = []
+    resumed.warn = said.append
+    for step, factor in ((2, 1), (3, 31_000)):
+        fill(small_model)
+        for parameter in small_model.temporal_branch.parameters():
+            parameter.grad *= factor
+        resumed.prepare(step)
+    resumed.check()
+    assert said == [unbroken] and "at step 4" in unbroken
+
+
+def test_a_group_that_the_checkpoint_does_not_know_starts_afresh(watch):
+    watch.gradients.load_state_dict({"largest_norms": {"temporal_branch": 1e-6}})
+    (warning,) = watch(1, 1)
+    assert "temporal_branch" in warning
+
+
 def heavy_tailed(*shape, seed=0):
     values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
     return values.sign() * values.abs() ** 4

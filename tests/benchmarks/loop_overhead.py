@@ -23,7 +23,6 @@ import train
 from app.checkpoint import save_checkpoint
 from app.config import load_config
 from app.engine import train_one_epoch, validate
-from app.gradients import Gradients
 from app.group_stats import GroupStatistics
 from app.metrics import ClassificationMetrics
 from app.run_folder import RunLog
@@ -44,8 +43,7 @@ def main(rounds: int) -> None:
         names = [group.name for group in run.groups]
         run_log = RunLog(run.folder, names, list(run.model.unimodal_heads))
         batches = list(run.train_loader)
-        gradients = Gradients(run.optimizer, run.groups)
-        group_statistics = GroupStatistics(run.optimizer, run.groups, gradients)
+        group_statistics = GroupStatistics(run.optimizer, run.groups, run.gradients)
         metrics = ClassificationMetrics(10, list(run.model.unimodal_heads))
 
         def bare():
@@ -62,7 +60,7 @@ def main(rounds: int) -> None:
 
         def loop():
             every = run.config.statistics.every
-            parts = [run.optimizer, run.learning_rates, run.freezing, gradients, group_statistics]
+            parts = [run.optimizer, run.learning_rates, run.freezing, run.gradients, group_statistics]
             arguments = {"epoch": 0, "step": 0, "seed": 0, "log_every": every, "log": log, **cpu}
             with open(os.devnull, "w") as quiet, contextlib.redirect_stderr(quiet):
                 train_one_epoch(run.model, run.train_loader, *parts, **arguments)

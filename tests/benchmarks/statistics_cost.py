@@ -20,7 +20,6 @@ import torch
 import train
 from app.config import load_config
 from app.engine import train_one_epoch
-from app.gradients import Gradients
 from app.group_stats import GroupStatistics
 from app.run_folder import RunLog
 
@@ -38,8 +37,7 @@ def main(rounds: int) -> None:
         overrides = [f"run.folder={folder}", "run.device=cpu"]
         run = train.prepare(*load_config("configs/fusion.yaml", overrides), None)
         train.open_run_folder(run)
-        gradients = Gradients(run.optimizer, run.groups)
-        group_statistics = GroupStatistics(run.optimizer, run.groups, gradients)
+        group_statistics = GroupStatistics(run.optimizer, run.groups, run.gradients)
         run_log = RunLog(run.folder, [group.name for group in run.groups], list(run.model.unimodal_heads))
         block = Block(batch for batch, _ in zip(run.train_loader, range(10), strict=False))
         readings = []
@@ -50,7 +48,7 @@ def main(rounds: int) -> None:
             readings.append(time.perf_counter() - start)
 
         def seconds(every: int) -> float:
-            parts = [run.optimizer, run.learning_rates, run.freezing, gradients, group_statistics]
+            parts = [run.optimizer, run.learning_rates, run.freezing, run.gradients, group_statistics]
             arguments = {"epoch": 0, "step": 0, "seed": 0, "log_every": every, "log": log}
             start = time.perf_counter()
             with open(os.devnull, "w") as quiet, contextlib.redirect_stderr(quiet):
