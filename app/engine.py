@@ -102,7 +102,8 @@ def predict(
     for batch in loader:
         batch = to_device(batch, device)
         with autocast(device, precision):
-            yield batch, model(batch["image"], batch["sequence"], batch["length"], batch["present"])
+            output = model(batch["image"], batch["sequence"], batch["length"], batch["present"])
+        yield batch, output  # outside autocast, which would cast the caller's operations too
 
 
 def validate(

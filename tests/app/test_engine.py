@@ -173,3 +173,11 @@ def test_bf16_trains_and_predicts(small_model, small_batch, trained, monkeypatch
     assert 0 < validate(small_model, [small_batch], metrics, **CPU)["loss"] < 10
     (_, output) = next(predict(small_model, [small_batch], **CPU))
     assert output.logits.dtype == torch.bfloat16
+
+
+def test_predict_yields_outside_autocast(small_model, small_batch, monkeypatch):
+    monkeypatch.setitem(CPU, "precision", "bf16")
+    for _, output in predict(small_model, [small_batch] * 2, **CPU):
+        assert not torch.is_autocast_enabled("cpu")
+        assert output.logits.dtype == torch.bfloat16  # the model itself ran inside
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
