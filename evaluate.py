@@ -17,7 +17,7 @@ from scipy.stats import binomtest
 from app.checkpoint import load_checkpoint, load_model_state
 from app.config import parse_config
 from app.config_schema import DEVICES
-from app.engine import choose_device, predict
+from app.engine import choose_device, predict, slow_precision
 from app.errors import report_error
 from app.figures import confusion_figure
 from app.metrics import ClassificationMetrics
@@ -52,6 +52,8 @@ def evaluate(checkpoint_path: Path, split: str, output: str | None, device_name:
     saved = load_checkpoint(checkpoint_path)
     config, _ = parse_config(saved["config"])
     device = choose_device(device_name)
+    if slow := slow_precision(device, config.run.precision):
+        print(f"warning: the checkpoint was trained in bf16, and {slow}")
     class_names = saved["class_names"]
     image_weights = ImageWeights(**saved["image_weights"])
     model, _ = build_fusion_classifier(

@@ -22,7 +22,7 @@ from app import checkpoint as checkpoints
 from app.best_weights import BestWeights
 from app.config import differences, load_config, save_config
 from app.config_schema import Config
-from app.engine import choose_device, predict, train_one_epoch, validate
+from app.engine import choose_device, predict, slow_precision, train_one_epoch, validate
 from app.errors import report_error
 from app.figures import prediction_grid
 from app.freezing import Freezing
@@ -170,6 +170,8 @@ def prepare(config: Config, tree: dict[str, Any], resume: str | None) -> Run:
                 f"note: these weights are made for images of {made_for} x {made_for} pixels; data.image_size is {given}"
             )
     print(f"device: {device}, precision: {config.run.precision}, optimizer: {config.optimizer.name}")
+    if slow := slow_precision(device, config.run.precision):
+        print(f"warning: {slow}; run.precision=fp32 is the remedy")
     plans = format_table([("group", "schedule", "reductions"), *learning_rates.plans()], left=(0, 1, 2))
     if stop := learning_rates.stop_plan():
         plans += f"\ntraining stops when {stop}"

@@ -3,6 +3,9 @@
 import csv
 import json
 import math
+import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import evaluate
 import train
+from app import checkpoint as checkpoints
+from app import engine
 from app.group_stats import MOMENTS, STATISTICS
 from app.tensorboard import HYPERPARAMETERS
 from models.image_branch import build_network
@@ -26,9 +31,9 @@ HANG_GUARD = 30 * 60  # seconds
 BRANCHES = ("image_branch", "temporal_branch")
 
 
-def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
+def run(script: str, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=HANG_GUARD, cwd=ROOT)
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANG_GUARD, cwd=ROOT, env=env)
 
 
 def train_smoke(folder: Path, *arguments: str) -> str:
@@ -381,6 +386,44 @@ def test_a_resume_names_what_starts_afresh(tmp_path, train_here):
     assert "  starts afresh: best and count of stop (monitor: val/loss -> val/accuracy)" in output
     assert "  starts afresh: reductions[1] for temporal_branch (the checkpoint has no plateau on val/temporal" in output
     assert "  lr of image_branch 0 -> 0.0005: unfrozen" in output
+
+
+@pytest.mark.slow
+def test_bf16_learns_along_the_curve_of_fp32(tmp_path, train_here):
+    curves = {}
+    for precision in ("fp32", "bf16"):
+        device = [f"run.precision={precision}", "run.device=cpu"]
+        train_here(tmp_path / precision, *device, "run.epochs=1", "statistics.every=1")
+        records = lines(tmp_path / precision / "smoke" / "metrics.jsonl")
+        curves[precision] = torch.tensor([r["loss"] for r in records if r["kind"] == "train"])
+    fp32, bf16 = curves.values()
+    assert len(fp32) == len(bf16) == 33
+    assert not (fp32 == bf16).any()  # else autocast did nothing
+    # Seeds 0 to 2 differed by 0.037 at most in the first 5 steps, and by 0.03 to 0.08 in the mean of the last 5.
+    # Noise of the gradient's own size on every gradient: 0.41; ten times that: 0.72. Learning itself: 0.74.
+    assert (fp32 - bf16)[:5].abs().max() < 0.1
+    assert abs(fp32[-5:].mean() - bf16[-5:].mean()) < 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the variable is of oneDNN on x86")
+def test_bf16_on_a_cpu_without_instructions_for_it_is_a_warning(tmp_path):
+    bf16 = ["run.precision=bf16", "run.device=cpu", f"run.folder={tmp_path}", "--dry-run"]
+    result = run("train.py", "--config", SMOKE, *bf16, env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"})
+    assert result.returncode == 0, result.stderr
+    (warning,) = [line for line in result.stdout.splitlines() if line.startswith("warning: ")]
+    assert re.search(r"bf16 takes \d+\.\d times as long as fp32 on this CPU.*run.precision=fp32", warning)
+
+
+@pytest.mark.slow
+def test_evaluate_warns_of_slow_bf16_too(smoke, tmp_path, monkeypatch, capsys):
+    folder, _ = smoke
+    content = checkpoints.load_checkpoint(folder / "checkpoints" / "last.pt")
+    content["config"]["run"]["precision"] = "bf16"
+    checkpoints.save_checkpoint(tmp_path / "bf16.pt", content)
+    monkeypatch.setattr(engine, "bf16_slowdown", lambda: 44.0)
+    assert evaluate.main(["--checkpoint", str(tmp_path / "bf16.pt"), "--device", "cpu"]) == 0
+    assert "warning: the checkpoint was trained in bf16, and bf16 takes 44.0 times as long" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -1,11 +1,15 @@
 import copy
 import math
+import random
+import time
 from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 
-from app.engine import choose_device, predict, train_one_epoch, validate
+from app import engine
+from app.engine import bf16_slowdown, choose_device, predict, slow_precision, train_one_epoch, validate
 from app.freezing import Freezing
 from app.gradients import Gradients
 from app.group_stats import GroupStatistics
@@ -181,3 +185,52 @@ def test_predict_yields_outside_autocast(small_model, small_batch, monkeypatch):
         assert not torch.is_autocast_enabled("cpu")
         assert output.logits.dtype == torch.bfloat16  # the model itself ran inside
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "slowdown", "said"),
+    [
+        ("cpu", "bf16", 44.04, "bf16 takes 44.0 times as long as fp32 on this CPU"),
+        ("cpu", "bf16", 2.0, "bf16 takes 2.0 times as long"),
+        ("cpu", "bf16", 1.9, None),
+        ("cpu", "bf16", 0.6, None),
+        ("cpu", "fp32", 44.0, None),
+        ("cuda", "bf16", 44.0, None),
+    ],
+)
+def test_bf16_that_is_clearly_slower_is_said(monkeypatch, device, precision, slowdown, said):
+    monkeypatch.setattr(engine, "bf16_slowdown", lambda: slowdown)
+    text = slow_precision(torch.device(device), precision)
+    assert text is None if said is None else text.startswith(said)
+
+
+def test_the_probe_of_bf16_is_short_and_changes_no_random_state_and_no_training(small_model, trained, monkeypatch):
+    monkeypatch.setitem(CPU, "precision", "bf16")
+    probed, plain = copy.deepcopy(small_model), copy.deepcopy(small_model)
+    torch.manual_seed(0)
+    trained(plain)
+    torch.manual_seed(0)
+    states = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].copy()
+    bf16_slowdown()  # its first call prepares kernels
+    start = time.process_time()
+    assert bf16_slowdown() > 0
+    assert time.process_time() - start < 1.5 * torch.get_num_threads()
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1] == random.getstate() and (states[2] == numpy.random.get_state()[1]).all()
+    trained(probed)
+    for a, b in zip(probed.state_dict().values(), plain.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_probe_measures_bf16_against_fp32(monkeypatch):
+    """With bf16 made slow by 20 ms a run, the ratio says so."""
+    original = engine.autocast
+
+    def slow(device, precision):
+        if precision == "bf16":
+            time.sleep(0.02)
+        return original(device, precision)
+
+    plain = bf16_slowdown()
+    monkeypatch.setattr(engine, "autocast", slow)
+    assert bf16_slowdown() > plain
