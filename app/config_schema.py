@@ -8,10 +8,12 @@ import difflib
 import math
 import typing
 from dataclasses import dataclass, field
+from pathlib import PureWindowsPath
 from typing import Any, Literal, Optional
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DEVICES = typing.get_args(Device)
+RUN_NAME_BYTES = 240  # of the 255 that file systems allow for a name; the rest is for -2, -3, ...
 
 
 def within(
@@ -171,6 +173,7 @@ class Config:
 
 def check_config(config: Config) -> None:
     """What no single key can know. Raises ValueError."""
+    _check_run(config.run)
     if config.model.image_branch is None and config.model.temporal_branch is None:
         raise ValueError("model: image_branch and temporal_branch are both null; a model needs one of them")
     groups = config.optimizer.groups
@@ -228,6 +231,27 @@ def _check_lr_is_honoured(config: Config) -> None:
             raise ValueError(
                 f"{key}: {config.optimizer.name} does not follow a changed lr; take it out, or choose another optimizer"
             )
+
+
+def _check_run(run: RunConfig) -> None:
+    """The name becomes a folder's, on every system: Windows would drop dots and spaces at the end in silence."""
+    if not run.folder:
+        raise ValueError("run.folder: empty; give a folder, such as runs")
+    name = run.name
+    problems = {
+        "is empty": not name,
+        "has a separator": "/" in name or "\\" in name,
+        "has '..'": ".." in name,
+        "begins with a dot": name.startswith("."),
+        "ends with a dot": name.endswith("."),
+        "begins or ends with a space": name != name.strip(),
+        "has a character that cannot be printed": not name.isprintable(),
+        "begins with a drive": bool(PureWindowsPath(name).drive),
+        f"is longer than {RUN_NAME_BYTES} bytes": len(name.encode("utf-8", "replace")) > RUN_NAME_BYTES,
+    }
+    for problem, found in problems.items():
+        if found:
+            raise ValueError(f"run.name: found {name!r}, which {problem}; give a plain name for a folder, e.g. fusion")
 
 
 def _check_exhaustible(config: Config) -> None:

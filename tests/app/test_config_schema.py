@@ -4,6 +4,7 @@ import math
 import pytest
 
 from app.config import parse_config
+from app.run_folder import create_run_folder
 
 PLATEAU = {"groups": ["image_branch"], "monitor": "val/loss", "rule": "plateau", "factor": 0.1, "patience": 1}
 THRESHOLD = {"groups": ["image_branch"], "monitor": "val/loss", "rule": "threshold", "factor": 0.1, "above": 0.5}
@@ -116,3 +117,50 @@ def test_a_group_may_stay_frozen_where_nothing_asks_it_to_train(tree):
     tree["optimizer"]["groups"]["image_branch"]["freeze_until"] = 99
     del tree["learning_rates"]["reductions"][0]
     assert parse_config(tree)[0].optimizer.groups["image_branch"].freeze_until == 99
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "run.name: found '', which is empty; give a plain name for a folder"),
+        ("a/b", "has a separator"),
+        ("/a", "has a separator"),
+        ("a\\b", "has a separator"),
+        ("..", "has '..'"),
+        ("a..b", "has '..'"),
+        (".", "begins with a dot"),
+        (".hidden", "begins with a dot"),
+        ("a.", "ends with a dot"),
+        ("a ", "begins or ends with a space"),
+        (" a", "begins or ends with a space"),
+        ("a\nb", "has a character that cannot be printed"),
+        ("a\x00b", "has a character that cannot be printed"),
+        ("a\x7fb", "has a character that cannot be printed"),
+        ("a\u2028b", "has a character that cannot be printed"),
+        ("\udcff", "has a character that cannot be printed"),  # a byte of the command line that is no UTF-8
+        ("c:a", "begins with a drive"),
+        ("a" * 241, "is longer than 240 bytes"),
+        ("\u00e9" * 121, "is longer than 240 bytes"),
+    ],
+)
+def test_a_run_name_that_is_no_name_of_a_folder_is_refused(tree, name, message):
+    tree["run"]["name"] = name
+    with pytest.raises(ValueError) as error:
+        parse_config(tree)
+    assert message in str(error.value) and str(error.value).startswith("run.name: found ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["a" * 240, "\u00e9" * 120, "a.b-c_d e", "12:30", "lr=1e-4,wd=0", "\u540d\u524d", "-x"]
+)
+def test_a_run_name_that_is_allowed_gives_its_folder_and_more_of_them(tree, name, tmp_path):
+    tree["run"]["name"] = name
+    assert parse_config(tree)[0].run.name == name
+    assert [create_run_folder(tmp_path, name).name for _ in range(2)] == [name, f"{name}-2"]
+
+
+def test_an_empty_run_folder_is_refused(tree):
+    tree["run"]["folder"] = ""
+    with pytest.raises(ValueError, match="run.folder: empty; give a folder, such as runs"):
+        parse_config(tree)
