@@ -15,7 +15,7 @@ from pathlib import Path
 from scipy.stats import binomtest
 
 from app.checkpoint import load_checkpoint, load_model_state
-from app.config import parse_config
+from app.config import read_part
 from app.config_schema import DEVICES
 from app.engine import choose_device, predict, slow_precision
 from app.errors import report_error
@@ -50,15 +50,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 def evaluate(checkpoint_path: Path, split: str, output: str | None, device_name: str) -> None:
     saved = load_checkpoint(checkpoint_path)
-    config, _ = parse_config(saved["config"])
+    # Only what is used here: a variable of the environment that another key reads may be missing.
+    tree = saved["config"]
+    if isinstance(tree["model"]["image_branch"], dict):
+        tree["model"]["image_branch"]["weights"] = "none"  # they come from the checkpoint
+    data, model_config, seed, precision = (read_part(tree, k) for k in ("data", "model", "run.seed", "run.precision"))
     device = choose_device(device_name)
-    if slow := slow_precision(device, config.run.precision):
+    if slow := slow_precision(device, precision):
         print(f"warning: the checkpoint was trained in bf16, and {slow}")
     class_names = saved["class_names"]
     image_weights = ImageWeights(**saved["image_weights"])
     model, _ = build_fusion_classifier(
-        **asdict(config.model),
-        image_size=config.data.image_size,
+        **asdict(model_config),
+        image_size=data.image_size,
         num_features=digits.NUM_FEATURES,
         num_classes=len(class_names),
         image_weights=image_weights,
@@ -66,8 +70,8 @@ def evaluate(checkpoint_path: Path, split: str, output: str | None, device_name:
     load_model_state(model, saved["model"], checkpoint_path)
     model.to(device)
     splits, _ = digits.load_splits(
-        config.data,
-        seed=config.run.seed,
+        data,
+        seed=seed,
         image_mean=image_weights.mean,
         image_std=image_weights.std,
         normalisation=saved["normalisation"],
@@ -76,8 +80,8 @@ def evaluate(checkpoint_path: Path, split: str, output: str | None, device_name:
     branches = list(model.unimodal_heads)
     metrics = ClassificationMetrics(len(class_names), branches).to(device)
     predictions = []
-    loader = make_loader(splits[split], config.data.batch_size)
-    for batch, said in predict(model, loader, device=device, precision=config.run.precision):
+    loader = make_loader(splits[split], data.batch_size)
+    for batch, said in predict(model, loader, device=device, precision=precision):
         metrics.update(said, batch)
         predictions += rows_of(batch, said, class_names)
 

@@ -151,6 +151,26 @@ def test_a_checkpoint_is_evaluated_without_its_yaml(smoke, tmp_path):
 
 
 @pytest.mark.slow
+def test_evaluating_needs_the_environment_only_for_what_it_uses(smoke, tmp_path, monkeypatch, capsys):
+    path, report = tmp_path / "last.pt", tmp_path / "report"
+    content = torch.load(smoke[0] / "checkpoints" / "last.pt", weights_only=True)
+    config = content["config"]
+    config["run"]["folder"] = config["run"]["name"] = config["model"]["image_branch"]["weights"] = "${oc.env:NOWHERE}"
+    config["optimizer"]["groups"]["image_branch"]["lr"] = "${oc.env:NOWHERE}"
+    torch.save(content, path)
+    assert evaluate.main(["--checkpoint", str(path), "--output", str(report)]) == 0
+    shutil.rmtree(report)
+    config["data"]["image_noise"] = "${oc.env:NOISE}"
+    torch.save(content, path)
+    capsys.readouterr()
+    assert evaluate.main(["--checkpoint", str(path), "--output", str(report)]) == 2
+    assert capsys.readouterr().err == "error: data.image_noise: Environment variable 'NOISE' not found\n"
+    assert not report.exists()
+    monkeypatch.setenv("NOISE", "0.25")
+    assert evaluate.main(["--checkpoint", str(path), "--output", str(report)]) == 0
+
+
+@pytest.mark.slow
 def test_the_validation_split_gives_what_training_reported(smoke):
     folder, _ = smoke
     assert evaluate.main(["--checkpoint", str(folder / "checkpoints" / "last.pt"), "--split", "val"]) == 0
