@@ -11,6 +11,7 @@ python train.py --config configs/fusion.yaml --replay runs/fusion/metrics.jsonl 
 import argparse
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,14 @@ from app.learning_rates import LearningRates, describe_event, replay
 from app.metrics import ClassificationMetrics, metric_names
 from app.param_groups import Group, build_optimizer, describe_groups, format_table, group_table, parameter_table
 from app.randomness import make_deterministic, seed_everything
-from app.run_folder import RunLog, create_run_folder, newest_checkpoint, read_validations, run_folder_of
+from app.run_folder import (
+    RunLog,
+    create_run_folder,
+    lock_run_folder,
+    newest_checkpoint,
+    read_validations,
+    run_folder_of,
+)
 from data import assets, digits
 from data.loaders import make_loader
 from data.transforms import network_image_to_rgb
@@ -43,24 +51,38 @@ from models.pretrained import ImageWeights
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, metavar="YAML")
-    parser.add_argument("--resume", metavar="auto|CHECKPOINT", help="continue a run (auto: the newest of its name)")
+    parser.add_argument(
+        "--resume",
+        metavar="auto|CHECKPOINT",
+        help="continue a run (auto: of those with this run.name, the one that saved last)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the table of groups and end")
     parser.add_argument("--parameters", action="store_true", help="print every parameter with its group, and end")
     parser.add_argument("--replay", metavar="METRICS", help="print the lrs that recorded validations give, and end")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the config")
     args = parser.parse_intermixed_args(arguments)
+    with ExitStack() as at_end:
+        return start(args, at_end)
+
+
+def start(args: argparse.Namespace, at_end: ExitStack) -> int:
     try:
         config, tree = load_config(args.config, args.overrides)
         if args.replay:
             print(replay(config, read_validations(args.replay)))
             return 0
-        run = prepare(config, tree, args.resume)
-        if args.dry_run or args.parameters:
+        resume_from = checkpoint_to_resume(args.resume, config)
+        only_look = args.dry_run or args.parameters
+        if not only_look and resume_from and resume_from.is_file() and run_folder_of(resume_from):
+            # Before it is read: a process that still trains there would make it stale.
+            at_end.enter_context(lock_run_folder(run_folder_of(resume_from)))
+        run = prepare(config, tree, resume_from)
+        if only_look:
             if args.parameters:
                 print(parameter_table(run.groups))
             return 0
-        open_run_folder(run)
+        open_run_folder(run, at_end)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -103,19 +125,25 @@ class Run:
     folder: Path | None = None
 
 
-def prepare(config: Config, tree: dict[str, Any], resume: str | None) -> Run:
+def checkpoint_to_resume(resume: str | None, config: Config) -> Path | None:
+    if resume is None:
+        return None
+    if not resume:
+        raise ValueError("--resume is empty; give auto, or the path of a checkpoint")
+    if resume != "auto":
+        return Path(resume)
+    path = newest_checkpoint(config.run.folder, config.run.name)
+    if path is None:
+        print(f"nothing to resume: no run of the name {config.run.name} in {config.run.folder}; starting anew")
+    return path
+
+
+def prepare(config: Config, tree: dict[str, Any], resume_from: Path | None) -> Run:
     """Whatever can be wrong is found here: before the first step, and before anything is written."""
     device = choose_device(config.run.device)
     make_deterministic()
 
-    saved, saved_path = None, None
-    if resume:
-        saved_path = Path(resume) if resume != "auto" else newest_checkpoint(config.run.folder, config.run.name)
-        if saved_path is None:
-            print(f"nothing to resume under {config.run.folder}/{config.run.name}: starting from the beginning")
-        else:
-            saved = checkpoints.load_checkpoint(saved_path)
-
+    saved = checkpoints.load_checkpoint(resume_from) if resume_from else None
     seed_everything("initial weights", config.run.seed)
     model, image_weights = build_fusion_classifier(
         **asdict(config.model),
@@ -149,13 +177,13 @@ def prepare(config: Config, tree: dict[str, Any], resume: str | None) -> Run:
 
     progress = {"epoch": 0, "step": 0, "best_loss": float("inf")}
     if saved:
-        checkpoints.load_model_state(model, saved["model"], saved_path)
-        afresh = checkpoints.load_optimizer_state(optimizer, groups, saved["optimizer"], saved_path)
+        checkpoints.load_model_state(model, saved["model"], resume_from)
+        afresh = checkpoints.load_optimizer_state(optimizer, groups, saved["optimizer"], resume_from)
         changed = learning_rates.load_state_dict(saved["learning_rates"])
         changed += best_weights.load_state_dict(saved["best_weights"])
         gradients.load_state_dict(saved["gradients"])
         progress = {name: saved[name] for name in progress}
-        print(f"resuming {saved_path} after epoch {progress['epoch']}")
+        print(f"resuming {resume_from} after epoch {progress['epoch']}")
         for line in differences(saved["config"], tree):
             print(f"  changed since then: {line}")
         if afresh:
@@ -193,7 +221,7 @@ def prepare(config: Config, tree: dict[str, Any], resume: str | None) -> Run:
         learning_rates=learning_rates,
         best_weights=best_weights,
         progress=progress,
-        resumed_from=saved_path if saved else None,
+        resumed_from=resume_from,
     )
 
 
@@ -202,12 +230,13 @@ def make_loaders(config: Config, splits: dict[str, Dataset], device: torch.devic
     return [make_loader(splits[split], shuffle=split == "train", **batching) for split in ("train", "val", "test")]
 
 
-def open_run_folder(run: Run) -> None:
+def open_run_folder(run: Run, at_end: ExitStack) -> None:
     """The folder of the run that is resumed, or a new one (also for a checkpoint that was copied out of its run)."""
     config = run.config.run
     run.folder = run_folder_of(run.resumed_from) if run.resumed_from else None
     if run.folder is None:
         run.folder = create_run_folder(config.folder, config.name)
+        at_end.enter_context(lock_run_folder(run.folder))
         if run.folder.name != config.name:
             print(f"{config.folder}/{config.name} exists, so this run is {run.folder}")
     save_config(run.tree, run.folder / "config.yaml")
@@ -322,6 +351,7 @@ def content_of(run: Run, val: dict[str, float]) -> dict[str, Any]:
     """What a checkpoint holds."""
     return {
         **run.progress,
+        "saved_at": time.time(),  # seconds since 1970; what --resume auto goes by
         "val": val,
         "config": run.tree,
         "class_names": list(digits.CLASS_NAMES),

@@ -3,11 +3,17 @@
 import json
 import math
 import os
-import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
+from app.checkpoint import load_checkpoint
+from app.config import run_name_in
 from app.group_stats import ratio_between
 from app.metrics import BRANCHES
 from app.param_groups import Group
@@ -15,16 +21,72 @@ from app.tensorboard import TensorBoard
 
 
 def create_run_folder(folder: str | Path, name: str) -> Path:
-    """A new runs/<name>, or runs/<name>-2, -3, ... if that exists. Safe against a second run starting now."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    """A new runs/<name>, or runs/<name>-2, -3, ... if that exists. Safe against a second run starting now.
+
+    Raises ValueError if it cannot be made.
+    """
     number = 1
-    while True:
-        path = Path(folder) / (name if number == 1 else f"{name}-{number}")
-        try:
-            path.mkdir()
-            return path
-        except FileExistsError:
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        while True:
+            path = Path(folder) / (name if number == 1 else f"{name}-{number}")
+            with suppress(FileExistsError):
+                path.mkdir()
+                return path
             number += 1
+    except OSError as error:
+        raise ValueError(f"no run can be made in {folder} ({error.strerror}); give another run.folder") from None
+
+
+@contextmanager
+def lock_run_folder(folder: Path) -> Iterator[None]:
+    """While it is held, no second process can hold it: the system's lock on a file, and beside it who holds it.
+
+    Both files are gone at the end. A process that was killed leaves them; the next one takes the lock over and says so.
+    Raises ValueError if another process holds it, or if the folder cannot be written.
+    """
+    path, owner_path = folder / "lock", folder / "lock.json"
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=1)  # seconds in which an owner that has just begun writes down who it is
+    except Timeout:
+        remedy = "wait for its end, stop it, or start a run of another run.name"
+        raise ValueError(f"{folder} is in use by {_owner(owner_path)}; {remedy}") from None
+    except OSError as error:
+        raise _not_writable(folder, error) from None
+    try:
+        if owner_path.exists():
+            print(f"taking over {folder}, which {_owner(owner_path)}, left without a clean end")
+        _write_owner(owner_path)
+        yield
+    finally:
+        with suppress(OSError):
+            owner_path.unlink(missing_ok=True)
+            if os.name == "posix":  # while it is held: who waits for it notices that it is gone
+                path.unlink(missing_ok=True)
+        lock.release()
+
+
+def _write_owner(path: Path) -> None:
+    started = datetime.now().astimezone().isoformat(timespec="seconds")
+    temporary = path.with_suffix(".tmp")
+    try:
+        temporary.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": started}) + "\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _not_writable(path.parent, error) from None
+
+
+def _owner(path: Path) -> str:
+    try:
+        owner = json.loads(path.read_text())
+        return f"process {owner['pid']} on {owner['host']}, started {owner['started']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process that does not say who it is"
+
+
+def _not_writable(folder: Path, error: OSError) -> ValueError:
+    return ValueError(f"run folder {folder} cannot be written ({error.strerror}); make it writable, or copy the run")
 
 
 def run_folder_of(checkpoint: Path) -> Path | None:
@@ -51,10 +113,20 @@ def read_validations(path: str | Path) -> list[dict]:
 
 
 def newest_checkpoint(folder: str | Path, name: str) -> Path | None:
-    """checkpoints/last.pt of the run of that name that saved last; None if there is none."""
-    of_that_name = re.compile(re.escape(name) + r"(-[0-9]+)?")  # fusion and fusion-2, not fusion-1e-4
-    saved = [path for path in Path(folder).glob("*/checkpoints/last.pt") if of_that_name.fullmatch(path.parts[-3])]
-    return max(saved, key=lambda path: path.stat().st_mtime) if saved else None
+    """checkpoints/last.pt of the run that saved last, of those with this run.name in config.yaml; None without one.
+
+    Raises ValueError for one that cannot be read: it might be the one that is meant.
+    """
+    saved_at = {}
+    for config in Path(folder).glob("*/config.yaml"):
+        path = config.parent / "checkpoints" / "last.pt"
+        try:
+            if path.is_file() and run_name_in(config) == name:
+                saved_at[path] = load_checkpoint(path)["saved_at"]
+        except (ValueError, OSError) as error:
+            remedy = f"give --resume PATH, or move {config.parent} out of {folder}"
+            raise ValueError(f"--resume auto cannot tell which run saved last: {error}; {remedy}") from None
+    return max(saved_at, key=saved_at.__getitem__, default=None)
 
 
 class RunLog:

@@ -34,6 +34,7 @@ def test_imports_run_one_way(folder, forbidden):
     ("pattern", "owner"),
     [
         (r"omegaconf", "app/config.py"),
+        (r"filelock", "app/run_folder.py"),
         (r"SummaryWriter\(", "app/tensorboard.py"),
         (r"optimizer\.step\(\)$", "app/engine.py"),
         (r"\[\"lr\"\] (\*|/|\+|-)?= ", "app/learning_rates.py"),

@@ -7,8 +7,10 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,7 @@ SMOKE = str(ROOT / "configs" / "smoke.yaml")
 # Far above what anything here takes: it ends a hang, and measures nothing.
 HANG_GUARD = 30 * 60  # seconds
 BRANCHES = ("image_branch", "temporal_branch")
+DOCUMENTED = {"config.yaml", "metrics.jsonl", "lr_events.jsonl", "tensorboard", "checkpoints"}
 
 
 def run(script: str, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
@@ -81,9 +84,7 @@ def test_a_run_prints_its_groups_its_score_and_what_to_do_next(smoke):
 @pytest.mark.slow
 def test_a_run_leaves_the_documented_files(smoke):
     folder, _ = smoke
-    assert {path.name for path in folder.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "lr_events.jsonl", "tensorboard", "checkpoints",
-    }  # fmt: skip
+    assert {path.name for path in folder.iterdir()} == DOCUMENTED
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
 
     records = lines(folder / "metrics.jsonl")
@@ -220,6 +221,87 @@ def assert_identical(a, b):
         assert a == b
 
 
+def start_training(folder: Path, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "train.py"), "--config", SMOKE, f"run.folder={folder}", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_of_two_resumes_of_one_run_one_trains_and_the_other_is_refused(tmp_path):
+    train_smoke(tmp_path / "a", "run.epochs=1")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    resume = ["run.epochs=5", "--resume", "auto"]
+    train_smoke(tmp_path / "a", *resume)
+    two = [start_training(tmp_path / "b", *resume) for _ in range(2)]
+    ended = [(*process.communicate(), process) for process in two]
+    (refused,) = [error for _, error, process in ended if process.returncode == 2]
+    (trained,) = [process for _, _, process in ended if process.returncode == 0]
+    assert refused.startswith(f"error: {tmp_path / 'b' / 'smoke'} is in use by process {trained.pid} on ")
+    assert len(refused.splitlines()) == 1
+
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["smoke"]
+    assert {path.name for path in (tmp_path / "b" / "smoke").iterdir()} == DOCUMENTED
+    assert len(list((tmp_path / "b" / "smoke" / "tensorboard").iterdir())) == 2  # one for each time it trained
+    for name in ("metrics.jsonl", "lr_events.jsonl"):
+        assert len({(tmp_path / x / "smoke" / name).read_text() for x in "ab"}) == 1
+    for name in ("last.pt", "best.pt"):
+        a, b = (torch.load(tmp_path / x / "smoke/checkpoints" / name, weights_only=True) for x in "ab")
+        for content in (a, b):
+            del content["saved_at"], content["config"]["run"]["folder"]
+        assert_identical(a, b)
+
+
+@pytest.mark.slow
+def test_a_run_is_locked_while_it_trains_and_taken_over_after_a_kill(tmp_path, capsys):
+    folder = tmp_path / "smoke"
+    process = start_training(tmp_path, "run.epochs=1000")
+    wait_for(folder / "checkpoints" / "last.pt", process)
+    common = ["--config", SMOKE, f"run.folder={tmp_path}", "run.epochs=1", "--resume", "auto"]
+    assert train.main(common) == 2
+    assert f"{folder} is in use by process {process.pid} on" in capsys.readouterr().err
+    assert train.main([*common, "--dry-run"]) == 0  # which only looks
+    process.send_signal(signal.SIGINT)
+    output, error = process.communicate()
+    assert process.returncode == 130 and "interrupted" in error
+    assert {path.name for path in folder.iterdir()} == DOCUMENTED
+
+    process = start_training(tmp_path, "run.epochs=1000", "--resume", "auto")
+    wait_for(folder / "lock.json", process)
+    process.kill()
+    process.communicate()
+    assert {path.name for path in folder.iterdir()} >= {"lock", "lock.json"}
+    output = train_smoke(tmp_path, "run.epochs=1", "--resume", str(folder / "checkpoints" / "last.pt"))
+    assert f"taking over {folder}, which process {process.pid} on" in output
+    assert {path.name for path in folder.iterdir()} == DOCUMENTED
+
+
+def test_nothing_to_resume_is_said_and_an_empty_name_refused(tmp_path, capsys):
+    common = ["--config", SMOKE, f"run.folder={tmp_path / 'runs'}", "--dry-run"]
+    assert train.main([*common, "--resume", "auto"]) == 0
+    assert f"nothing to resume: no run of the name smoke in {tmp_path / 'runs'}" in capsys.readouterr().out
+    assert train.main([*common, "--resume", ""]) == 2
+    assert capsys.readouterr().err == "error: --resume is empty; give auto, or the path of a checkpoint\n"
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_be_written_is_told_in_one_line(smoke, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert train.main(["--config", SMOKE, f"run.folder={tmp_path / 'file'}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: no run can be made in {tmp_path / 'file'} (File exists)")
+    shutil.copytree(smoke[0], tmp_path / "smoke")
+    (tmp_path / "smoke" / "lock").mkdir()
+    assert train.main(["--config", SMOKE, f"run.folder={tmp_path}", "--resume", "auto"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: run folder {tmp_path / 'smoke'} cannot be written (Is a directory)")
+
+
 @pytest.fixture
 def checkpoint_of_another_model(tmp_path):
     path = tmp_path / "other.pt"
@@ -325,6 +407,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_with_1_and_names_its_group(t
     result = run("train.py", "--config", SMOKE, f"run.folder={tmp_path}", "optimizer.groups.temporal_branch.lr=1e38")
     assert result.returncode == 1
     assert "was not finite at step" in result.stderr.splitlines()[-1]
+    assert {path.name for path in (tmp_path / "smoke").iterdir()} <= DOCUMENTED
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -35,10 +36,10 @@ def seconds(function) -> float:
 
 
 def main(rounds: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as at_end:
         overrides = [f"run.folder={folder}", "run.device=cpu"]
         run = train.prepare(*load_config("configs/fusion.yaml", overrides), None)
-        train.open_run_folder(run)
+        train.open_run_folder(run, at_end)
         cpu = {"device": torch.device("cpu"), "precision": "fp32"}
         names = [group.name for group in run.groups]
         run_log = RunLog(run.folder, names, list(run.model.unimodal_heads))

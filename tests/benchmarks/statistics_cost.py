@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import torch
@@ -33,10 +34,10 @@ class Block(list):
 
 
 def main(rounds: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as at_end:
         overrides = [f"run.folder={folder}", "run.device=cpu"]
         run = train.prepare(*load_config("configs/fusion.yaml", overrides), None)
-        train.open_run_folder(run)
+        train.open_run_folder(run, at_end)
         group_statistics = GroupStatistics(run.optimizer, run.groups, run.gradients)
         run_log = RunLog(run.folder, [group.name for group in run.groups], list(run.model.unimodal_heads))
         block = Block(batch for batch, _ in zip(run.train_loader, range(10), strict=False))
