@@ -18,7 +18,7 @@ from app.checkpoint import load_checkpoint, load_model_state
 from app.config import read_part
 from app.config_schema import DEVICES
 from app.engine import choose_device, predict, slow_precision
-from app.errors import report_error
+from app.errors import report_error, survive_lost_output
 from app.figures import confusion_figure
 from app.metrics import ClassificationMetrics
 from app.param_groups import format_table
@@ -159,4 +159,5 @@ def describe(report: dict) -> str:
 
 
 if __name__ == "__main__":
+    survive_lost_output()
     sys.exit(main())

@@ -24,7 +24,7 @@ from app.best_weights import BestWeights
 from app.config import differences, load_config, save_config
 from app.config_schema import Config
 from app.engine import choose_device, predict, slow_precision, train_one_epoch, validate
-from app.errors import report_error
+from app.errors import report_error, survive_lost_output
 from app.figures import prediction_grid
 from app.freezing import Freezing
 from app.gradients import Gradients
@@ -381,4 +381,5 @@ def draw_predictions(run: Run, **placement) -> torch.Tensor:
 
 
 if __name__ == "__main__":
+    survive_lost_output()
     sys.exit(main())

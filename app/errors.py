@@ -1,6 +1,61 @@
-"""What a failure says and returns: one line, and an exit code."""
+"""What a failure says and returns: one line, and an exit code. And output that nobody can take."""
 
+import io
+import os
 import sys
+from contextlib import suppress
+
+
+class _Unfailing(io.RawIOBase):
+    """A standard stream that becomes the null device once it cannot be written, in this whole process."""
+
+    def __init__(self, raw: io.RawIOBase):
+        self.raw = raw
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.raw.fileno()
+
+    def isatty(self) -> bool:
+        return self.raw.isatty()
+
+    def write(self, data) -> int | None:
+        try:
+            return self.raw.write(data)
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())
+            os.close(null)
+            return memoryview(data).nbytes
+
+
+def survive_lost_output() -> None:
+    """Closed or full standard streams, or a pipe that nobody reads on, from now on lose text and change nothing else.
+
+    Nor does a character that the stream's encoding lacks: it is written as \\u....
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # it took the place of a closed stream, which a file opened later would get else
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", errors="backslashreplace"))
+        elif hasattr(stream, "buffer"):  # a notebook's has none, and never fails
+            with suppress(OSError):
+                stream.flush()
+            buffer = stream.buffer
+            unfailing = _Unfailing(getattr(buffer, "raw", buffer))  # unbuffered, the buffer itself is raw
+            new = io.TextIOWrapper(
+                io.BufferedWriter(unfailing) if hasattr(buffer, "raw") else unfailing,
+                encoding=stream.encoding,
+                errors="backslashreplace",
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, new)
 
 
 def report_error(error: Exception, *, prepared: bool = False) -> int:

@@ -360,6 +360,33 @@ def test_bad_input_as_a_real_process(tmp_path):
     assert "Traceback" in run("train.py", "--config", SMOKE, f"{LR}.lr=-1", "--debug").stderr
 
 
+def run_in_shell(redirection: str, *arguments: str) -> subprocess.CompletedProcess:
+    command = ["bash", "-c", f'set -o pipefail; "$0" "$@" {redirection}', sys.executable, str(ROOT / "train.py")]
+    return subprocess.run([*command, "--config", SMOKE, *arguments], capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("redirection", [">&- 2>&-", ">/dev/full 2>/dev/full", "2>&1 | head -1"])
+def test_a_training_whose_output_nobody_takes_goes_on_to_its_end(redirection, tmp_path):
+    """Each stream on its own: tests/app/test_errors.py."""
+    result = run_in_shell(redirection, f"run.folder={tmp_path}", "run.epochs=1")
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in (tmp_path / "smoke").iterdir()} == DOCUMENTED
+    records = lines(tmp_path / "smoke" / "metrics.jsonl")
+    assert [(record["kind"], record["step"]) for record in records] == [
+        *((kind, step) for step in (10, 20, 30) for kind in ("train", "stats")), ("val", 33)
+    ]  # fmt: skip
+    assert (tmp_path / "smoke" / "lr_events.jsonl").read_text() == ""
+    checkpoints.load_checkpoint(tmp_path / "smoke" / "checkpoints" / "last.pt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("redirection", [">&- 2>&-", ">/dev/full 2>/dev/full"])
+def test_bad_input_that_cannot_be_told_still_exits_2(redirection, tmp_path):
+    assert run_in_shell(redirection, f"{LR}.lr=-1", f"run.folder={tmp_path / 'runs'}").returncode == 2
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.slow
 def test_a_second_run_of_a_name_says_where_it_went(smoke, train_here):
     folder, _ = smoke

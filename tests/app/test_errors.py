@@ -1,0 +1,60 @@
+"""Standard streams that are closed, full or no longer read, in real processes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+PROGRAM = """
+import os, sys
+from app.errors import survive_lost_output
+survive_lost_output()
+file = open(sys.argv[1], "w")
+assert file.fileno() > 2
+for i in range(20_000):
+    print("a line", i)
+    print("an error", i, file=sys.stderr)
+sys.stdout.flush()
+os.write(1, b"from below")
+file.write("done")
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("redirection", "lost"),
+    [
+        (">&-", "stdout"),
+        (">/dev/full", "stdout"),
+        ("| head -1", "stdout"),
+        ("2>&-", "stderr"),
+        ("2>/dev/full", "stderr"),
+        (">&- 2>&-", "both"),
+        ("<&- >&- 2>&-", "both"),
+        (">/dev/full 2>&1", "both"),
+        ("2>&1 | head -1", "both"),
+    ],
+)
+def test_a_process_that_cannot_write_its_output_goes_on_to_its_end(redirection, lost, unbuffered, tmp_path):
+    shell = ["bash", "-c", f'set -o pipefail; "$0" -c "$1" "$2" {redirection}']
+    arguments = [sys.executable, PROGRAM, str(tmp_path / "file")]
+    environment = {"PYTHONUNBUFFERED": unbuffered, "PATH": os.environ["PATH"]}
+    result = subprocess.run([*shell, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "file").read_text() == "done"
+    if lost == "stderr":
+        assert result.stdout.splitlines() == [*(f"a line {i}" for i in range(20_000)), "from below"]
+    else:
+        assert len(result.stdout.splitlines()) == ("head" in redirection)
+    errors = [f"an error {i}" for i in range(20_000)] if lost == "stdout" else []
+    assert result.stderr.splitlines() == errors
+
+
+def test_what_can_be_written_arrives_whole_whatever_the_encoding(tmp_path):
+    program = "from app.errors import survive_lost_output as s; s(); print('\\u540d', 1); print('x', end='')"
+    environment = {"PYTHONIOENCODING": "ascii", "PATH": os.environ["PATH"]}
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=ROOT, env=environment)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"\\u540d 1\nx", b"")
