@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 
@@ -19,6 +20,12 @@ from tests.conftest import ROOT
 def test_a_second_run_of_a_name_gets_a_number(tmp_path):
     names = [create_run_folder(tmp_path / "runs", "fusion").name for _ in range(3)]
     assert names == ["fusion", "fusion-2", "fusion-3"]
+
+
+def test_runs_that_start_at_once_never_get_the_same_folder(tmp_path):
+    with ThreadPoolExecutor(20) as pool:
+        names = [path.name for path in pool.map(lambda _: create_run_folder(tmp_path / "runs", "fusion"), range(20))]
+    assert sorted(names) == sorted(["fusion", *(f"fusion-{i}" for i in range(2, 21))])
 
 
 def test_a_folder_in_which_no_run_can_be_made_is_told(tmp_path):
