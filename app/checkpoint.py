@@ -2,66 +2,107 @@
 
 The only user of torch.save and torch.load. A checkpoint is plain tensors, numbers, strings, lists and dicts:
 torch.load(path, weights_only=True) reads it. Optimizer moments are kept by parameter name, never by position.
+The file is a ZIP archive whose comment is the digest of all bytes before it.
 """
 
+import hashlib
 import math
 import os
+import struct
+import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
 
+from app.errors import writing
 from app.freezing import group_around
 from app.param_groups import Group
 
 FORMAT = "duet checkpoint"
-VERSION = 1
+VERSION = 2
+# What train.py puts in and cannot do without: each part, with its type.
+PARTS = {
+    "epoch": int,
+    "step": int,
+    "best_loss": float,
+    "weights": str,
+    "val": dict,
+    "config": dict,
+    "class_names": list,
+    "normalisation": dict,
+    "groups": list,
+    "model": dict,
+    "optimizer": dict,
+    "learning_rates": dict,
+    "best_weights": dict,
+    "gradients": dict,
+}
+_REMEDY = "give a file that train.py wrote, such as runs/fusion/checkpoints/best.pt"
+# A ZIP archive ends in this record, the last of its 22 bytes being the length of the comment after it.
+_END_RECORD, _END_LENGTH = b"PK\x05\x06", 22
+_SEAL, _SEAL_LENGTH = b"sha256:", 71
+_PIECE = 2**20  # bytes
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Writes `content` so that `path` holds either what it held before or all of it, also if the machine dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    name = path.parent / f".{path.name}-{os.getpid()}"
-    try:
-        with open(name, "wb") as file:
-            torch.save({"format": FORMAT, "version": VERSION, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        name.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # the new name itself must reach the disk
-        folder = os.open(path.parent, os.O_RDONLY)
+    """Writes `content` so that `path` holds either what it held before or all of it, also if the machine dies.
+
+    Raises OSError that names `path`, where that fails.
+    """
+    temporary = path.parent / f".{path.name}-{os.getpid()}"
+    with writing(path, "; what it held before is still there" if path.exists() else ""):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            with open(temporary, "w+b") as file:
+                torch.save({"format": FORMAT, "version": VERSION, **content}, file)
+                _seal(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        if os.name == "posix":  # the new name itself must reach the disk
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content, on the CPU. Raises FileNotFoundError, or ValueError if it is damaged or something else."""
     path = Path(path)
-    remedy = "give a file that train.py wrote, such as runs/fusion/checkpoints/best.pt"
+    if path.is_dir():
+        raise ValueError(f"checkpoint {path} is a folder, not a file; {_REMEDY}")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"checkpoint {path} is not a file; {_REMEDY}")
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist; {remedy}")
+        raise FileNotFoundError(f"checkpoint {path} does not exist; {_REMEDY}")
+    damaged = ValueError(f"checkpoint {path} is damaged, or was cut short; {_REMEDY}")
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch.load itself accepts a flipped bit
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is not a checkpoint, or was cut short ({error}); {remedy}") from None
-    if damaged:
-        raise ValueError(f"checkpoint {path} is damaged (checksum of {damaged}); {remedy}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for an archive that is not one of its own
-        raise ValueError(f"{path} is not a checkpoint ({str(error).splitlines()[0]}); {remedy}") from None
+        with open(path, "rb") as file:
+            if not file.read(1):
+                raise ValueError(f"checkpoint {path} is empty; {_REMEDY}")
+            sealed = _is_sealed(file)
+            if sealed is False or (sealed is None and _is_damaged_archive(file)):
+                raise damaged
+            content = _load(file, path)
+    except OSError as error:
+        raise ValueError(f"checkpoint {path} cannot be read ({error.strerror or error}); {_REMEDY}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{path} holds something else than a checkpoint of Duet; {remedy}")
-    if content["version"] != VERSION:
-        raise ValueError(f"checkpoint {path} has version {content['version']}, this program reads {VERSION}; {remedy}")
+        raise ValueError(f"{path} holds something else than a checkpoint of Duet; {_REMEDY}")
+    if content.get("version") != VERSION:
+        found = content.get("version")
+        raise ValueError(f"checkpoint {path} has version {found}, this program reads {VERSION}; {_REMEDY}")
+    if not sealed:
+        raise damaged
+    wrong = [name for name, kind in PARTS.items() if not isinstance(content.get(name), kind)]
+    if wrong:
+        raise ValueError(f"checkpoint {path} lacks {', '.join(wrong)}, or holds it in another form; {_REMEDY}")
     return content
 
 
@@ -104,6 +145,63 @@ def raise_if_not_finite(
         f"after epoch {epoch}, step {step}: {', '.join(what + bad_losses)}. Nothing was saved, {kept}. The same config "
         f"will fail at the same step again: lower the lr {whose}, or set clip_norm"
     )
+
+
+def _load(file: BinaryIO, path: Path) -> Any:
+    file.seek(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of archives that are not torch's own; the error says it
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for what is not one of its own
+        raise ValueError(f"{path} is not a checkpoint; {_REMEDY}") from error
+
+
+def _seal(file: BinaryIO) -> None:
+    """Appends the digest of the whole archive as its comment, which readers of ZIP archives pass over.
+
+    The checksums inside an archive cover neither its structure nor, in torch.load, the tensors.
+    """
+    end = file.seek(-_END_LENGTH, os.SEEK_END)
+    if not file.read(_END_LENGTH).startswith(_END_RECORD):
+        raise RuntimeError("torch.save did not end its archive as a ZIP archive ends")
+    file.seek(end + _END_LENGTH - 2)
+    file.write(struct.pack("<H", _SEAL_LENGTH))
+    seal = _SEAL + _digest(file, end + _END_LENGTH)
+    file.seek(0, os.SEEK_END)
+    file.write(seal)
+
+
+def _is_sealed(file: BinaryIO) -> bool | None:
+    """Whether the bytes are those that were saved; None where no digest says so."""
+    length = file.seek(0, os.SEEK_END) - _SEAL_LENGTH
+    if length < 0:
+        return None
+    file.seek(length)
+    seal = file.read()
+    return seal == _SEAL + _digest(file, length) if seal.startswith(_SEAL) else None
+
+
+def _is_damaged_archive(file: BinaryIO) -> bool:
+    """Whether this begins as a ZIP archive, and is not a whole one."""
+    file.seek(0)
+    if file.read(2) != b"PK":
+        return False
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is not None
+    except Exception:  # zipfile raises many kinds for what is damaged
+        return True
+
+
+def _digest(file: BinaryIO, length: int) -> bytes:
+    """Of the first `length` bytes, in hexadecimal figures."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while length > 0 and (piece := file.read(min(_PIECE, length))):
+        digest.update(piece)
+        length -= len(piece)
+    return digest.hexdigest().encode()
 
 
 def load_model_state(model: nn.Module, state: dict[str, torch.Tensor], path: str | Path) -> None:

@@ -1,9 +1,12 @@
 """What a failure says and returns: one line, and an exit code. And output that nobody can take."""
 
+import errno
 import io
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 
 class _Unfailing(io.RawIOBase):
@@ -61,9 +64,30 @@ def survive_lost_output() -> None:
 def report_error(error: Exception, *, prepared: bool = False) -> int:
     """Prints one line. Returns 2 for bad input (ValueError, OSError before the first step), 1 for anything else."""
     bad_input = isinstance(error, ValueError | OSError) and not prepared
-    expected = bad_input or isinstance(error, FloatingPointError)
+    expected = bad_input or isinstance(error, FloatingPointError | OSError)
     text = " ".join(str(error).split())
     if not expected:
         text = f"{type(error).__name__}: {text} (--debug shows where)"
     print(f"error: {text}", file=sys.stderr)
     return 2 if bad_input else 1
+
+
+@contextmanager
+def writing(path: str | Path, consequence: str = "") -> Iterator[None]:
+    """Where writing fails: raises OSError that names `path`, says whether the disk is full, and the `consequence`."""
+    try:
+        yield
+    except Exception as error:
+        cause = _system_error(error)
+        if cause is None:
+            raise
+        full = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+        why = full.get(cause.errno, cause.strerror or str(cause))
+        raise OSError(f"{path} could not be written: {why}{consequence}") from error
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The OSError that `error` is, or that it came from: torch raises a RuntimeError in its place."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -1,5 +1,7 @@
 """Fixtures shared by the tests: a small model whose parts have Duet's names, and a small complete config."""
 
+import os
+import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
@@ -57,6 +59,54 @@ def small_batch() -> dict[str, torch.Tensor]:
         "present": torch.ones(6, 2, dtype=torch.bool),
         "label": torch.tensor([0, 1, 2, 0, 1, 2]),
         "index": torch.arange(6),
+    }
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Makes a folder that is a disk of its own, of a size such as "75m"; called again, resizes it."""
+    folder = tmp_path / "disk"
+
+    def mount(size: str) -> Path:
+        options = f"remount,size={size}" if folder.exists() else f"size={size}"
+        folder.mkdir(exist_ok=True)
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        try:
+            result = subprocess.run(command, capture_output=True, text=True)
+        except OSError as error:
+            pytest.skip(f"no small disk can be mounted here: {error}")
+        if result.returncode != 0:
+            pytest.skip(f"no small disk can be mounted here: {result.stderr.strip()}")
+        return folder
+
+    yield mount
+    if os.path.ismount(folder):
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture
+def checkpoint_content() -> dict:
+    """What a checkpoint must hold, small: an LSTM with Adam's moments after a step."""
+    torch.manual_seed(0)
+    lstm = nn.LSTM(2, 3)
+    optimizer = torch.optim.Adam(lstm.parameters())
+    lstm(torch.ones(4, 2))[0].sum().backward()
+    optimizer.step()
+    return {
+        "epoch": 1,
+        "step": 33,
+        "best_loss": 0.5,
+        "weights": "none",
+        "val": {"loss": 0.5},
+        "config": {"run": {"seed": 0}},
+        "class_names": ["a", "b"],
+        "normalisation": {"mean": [0.0]},
+        "groups": [{"name": "temporal_branch"}],
+        "model": lstm.state_dict(),
+        "optimizer": {name: dict(optimizer.state[p]) for name, p in lstm.named_parameters()},
+        "learning_rates": {"reduction": {"temporal_branch": 1.0}},
+        "best_weights": {},
+        "gradients": {"largest_norms": {"temporal_branch": 1.0}},
     }
 
 

@@ -387,6 +387,76 @@ def test_bad_input_that_cannot_be_told_still_exits_2(redirection, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def flipped(content: bytes) -> bytes:
+    place = content.rindex(b"PK\1\2") + 10  # the compression method of the last entry
+    return content[:place] + bytes([content[place] ^ 8]) + content[place + 1 :]
+
+
+def without_digest(content: bytes) -> bytes:
+    return content[:-71]
+
+
+DAMAGE = {
+    "flipped bit": flipped,
+    "cut short": lambda content: content[: len(content) // 2],
+    "one byte short": lambda content: content[:-1],
+    "no digest": without_digest,
+    "one byte more": lambda content: content + b"\0",
+    "empty": lambda content: b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_a_damaged_checkpoint_exits_2_with_one_line_and_leaves_nothing(
+    tmp_path, checkpoint_content, capsys, script, damage
+):
+    path = tmp_path / "last.pt"
+    checkpoints.save_checkpoint(path, checkpoint_content)
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    if script == "train.py":
+        assert train.main(["--config", SMOKE, f"run.folder={tmp_path / 'runs'}", "--resume", str(path)]) == 2
+    else:
+        assert evaluate.main(["--checkpoint", str(path), "--output", str(tmp_path / "report")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: checkpoint {path} is ")
+    assert os.listdir(tmp_path) == ["last.pt"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["flipped bit", "cut short", "no digest"])
+def test_a_damaged_checkpoint_as_real_processes(smoke, tmp_path, damage):
+    folder, _ = smoke
+    path = tmp_path / "last.pt"
+    path.write_bytes(DAMAGE[damage]((folder / "checkpoints" / "last.pt").read_bytes()))
+    train_again = ["train.py", "--config", SMOKE, f"run.folder={tmp_path / 'runs'}", "--resume", str(path)]
+    for command in (train_again, ["evaluate.py", "--checkpoint", str(path)]):
+        result = run(*command)
+        assert result.returncode == 2
+        (line,) = result.stderr.splitlines()
+        assert line.startswith(f"error: checkpoint {path} is damaged")
+        assert os.listdir(tmp_path) == ["last.pt"]
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_when_the_checkpoint_is_saved(small_disk):
+    disk = small_disk("75m")  # two checkpoints of 30 MB, and not the third that replaces one of them
+    arguments = ["train.py", "--config", SMOKE, f"run.folder={disk}", "data.batch_size=256"]
+    result = run(*arguments)
+    assert result.returncode == 1
+    saved = disk / "smoke" / "checkpoints"
+    error = result.stderr.splitlines()[-1]
+    assert re.search(rf"error: {saved}/(best|last).pt could not be written: the disk is full; what it held", error)
+    assert "Traceback" not in result.stderr and "Exception" not in result.stderr
+    assert {path.name for path in saved.iterdir()} == {"best.pt", "last.pt"}
+    assert [checkpoints.load_checkpoint(path)["epoch"] for path in saved.iterdir()] == [1, 1]
+
+    small_disk("150m")
+    result = run(*arguments, "--resume", "auto")
+    assert result.returncode == 0, result.stderr
+    assert "after epoch 1" in result.stdout and checkpoints.load_checkpoint(saved / "last.pt")["epoch"] == 2
+
+
 @pytest.mark.slow
 def test_a_second_run_of_a_name_says_where_it_went(smoke, train_here):
     folder, _ = smoke
