@@ -18,7 +18,7 @@ from app.checkpoint import load_checkpoint, load_model_state
 from app.config import read_part
 from app.config_schema import DEVICES
 from app.engine import choose_device, predict, slow_precision
-from app.errors import report_error, survive_lost_output
+from app.errors import report_error, survive_lost_output, writing
 from app.figures import confusion_figure
 from app.metrics import ClassificationMetrics
 from app.param_groups import format_table
@@ -107,14 +107,15 @@ def evaluate(checkpoint_path: Path, split: str, output: str | None, device_name:
     }
     run_folder = run_folder_of(checkpoint_path) or checkpoint_path.parent
     folder = Path(output) if output else run_folder / "evaluation" / split
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(to_json(report, indent=2) + "\n")
-    with open(folder / "predictions.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(predictions[0]))
-        writer.writeheader()
-        writer.writerows(predictions)
-    title = f"{split}: accuracy {values['accuracy']:.4f}, {samples} samples"
-    confusion_figure(confusion, class_names, title).savefig(folder / "confusion_matrix.png", dpi=120)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.json").write_text(to_json(report, indent=2) + "\n")
+        with open(folder / "predictions.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(predictions[0]))
+            writer.writeheader()
+            writer.writerows(predictions)
+        title = f"{split}: accuracy {values['accuracy']:.4f}, {samples} samples"
+        confusion_figure(confusion, class_names, title).savefig(folder / "confusion_matrix.png", dpi=120)
     print(describe(report), f"\nwritten to {folder}: report.json, predictions.csv, confusion_matrix.png", sep="\n")
 
 

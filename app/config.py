@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers.oc import env as read_environment
 
 from app.config_schema import REMOVED_KEYS, Config, check_config, names_of, nearest
+from app.errors import writing
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> tuple[Config, dict]:
@@ -78,8 +79,9 @@ def save_config(tree: dict, path: Path) -> None:
     """Writes the whole file or, if that fails, none of it."""
     temporary = path.with_suffix(".tmp")
     try:
-        OmegaConf.save(OmegaConf.create(tree), temporary)
-        os.replace(temporary, path)
+        with writing(path):
+            OmegaConf.save(OmegaConf.create(tree), temporary)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

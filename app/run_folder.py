@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from app.checkpoint import load_checkpoint
 from app.config import run_name_in
+from app.errors import writing
 from app.group_stats import ratio_between
 from app.metrics import BRANCHES
 from app.param_groups import Group
@@ -194,12 +195,16 @@ class JsonLines:
         if keep_to_step is not None and path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= keep_to_step]
             temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(f"{line}\n" for line in kept))
-            os.replace(temporary, path)
+            with writing(path):
+                temporary.write_text("".join(f"{line}\n" for line in kept))
+                os.replace(temporary, path)
+        self.path = path
         self.file = open(path, "a", buffering=1)
 
     def write(self, record: dict) -> None:
-        self.file.write(to_json(record) + "\n")
+        """Raises OSError that names the file, where it cannot be written."""
+        with writing(self.path):
+            self.file.write(to_json(record) + "\n")
 
     def close(self) -> None:
         self.file.close()

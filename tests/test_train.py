@@ -458,6 +458,25 @@ def test_a_disk_that_is_full_when_the_checkpoint_is_saved(small_disk):
 
 
 @pytest.mark.slow
+def test_a_disk_that_is_full_when_the_logs_are_written(small_disk):
+    disk = small_disk("36k")
+    result = run("train.py", "--config", SMOKE, f"run.folder={disk}", "data.batch_size=256", "statistics.every=1")
+    assert result.returncode == 1
+    error = result.stderr.splitlines()[-1]
+    assert re.search(rf"error: {disk}/smoke/(metrics.jsonl|tensorboard) could not be written: the disk is full$", error)
+    assert "Traceback" not in result.stderr and "Exception" not in result.stderr
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_when_the_report_is_written(smoke, small_disk, capsys):
+    folder, _ = smoke
+    report = small_disk("8k") / "report"
+    assert evaluate.main(["--checkpoint", str(folder / "checkpoints" / "best.pt"), "--output", str(report)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {report} could not be written: the disk is full"
+
+
+@pytest.mark.slow
 def test_a_second_run_of_a_name_says_where_it_went(smoke, train_here):
     folder, _ = smoke
     output = train_here(folder.parent, "run.epochs=1")

@@ -172,3 +172,11 @@ def test_resuming_drops_what_was_written_behind_the_checkpoint(tmp_path):
     lines.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 20, 21]
     assert os.listdir(tmp_path) == ["x.jsonl"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_said_with_the_name_of_the_file(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    file = JsonLines(tmp_path / "metrics.jsonl")
+    with pytest.raises(OSError, match=r"metrics.jsonl could not be written: the disk is full$"):
+        file.write({"step": 1})
