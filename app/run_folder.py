@@ -93,7 +93,8 @@ def _not_writable(folder: Path, error: OSError) -> ValueError:
 def run_folder_of(checkpoint: Path) -> Path | None:
     """The run that a checkpoint belongs to; None if it was copied out of one."""
     folder = checkpoint.absolute().parent
-    return folder.parent if folder.name == "checkpoints" else None
+    is_in_run = folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file()
+    return folder.parent if is_in_run else None
 
 
 def read_validations(path: str | Path) -> list[dict]:

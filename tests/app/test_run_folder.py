@@ -13,7 +13,7 @@ import pytest
 
 from app.checkpoint import save_checkpoint
 from app.config import save_config
-from app.run_folder import JsonLines, create_run_folder, lock_run_folder, newest_checkpoint
+from app.run_folder import JsonLines, create_run_folder, lock_run_folder, newest_checkpoint, run_folder_of
 from tests.conftest import ROOT
 
 
@@ -36,15 +36,19 @@ def test_a_folder_in_which_no_run_can_be_made_is_told(tmp_path):
         create_run_folder(tmp_path / "file" / "runs", "fusion")
 
 
-def saved_run(folder: Path, name: str | None, saved_at: float) -> Path:
-    path = folder / "checkpoints" / "last.pt"
-    save_checkpoint(path, {"saved_at": saved_at})
-    save_config({"run": {"name": name, "folder": "runs"}} if name else {"other": 1}, folder / "config.yaml")
-    return path
+@pytest.fixture
+def saved_run(checkpoint_content):
+    def save(folder: Path, name: str | None, saved_at: float) -> Path:
+        path = folder / "checkpoints" / "last.pt"
+        save_checkpoint(path, {**checkpoint_content, "saved_at": float(saved_at)})
+        save_config({"run": {"name": name, "folder": "runs"}} if name else {"other": 1}, folder / "config.yaml")
+        return path
+
+    return save
 
 
 def test_the_run_to_continue_is_known_by_its_name_in_the_config_and_by_the_time_in_its_checkpoint(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, saved_run
 ):
     assert newest_checkpoint(tmp_path, "smoke") is None
     assert newest_checkpoint(tmp_path / "nowhere", "smoke") is None
@@ -64,7 +68,13 @@ def test_the_run_to_continue_is_known_by_its_name_in_the_config_and_by_the_time_
     assert newest_checkpoint(tmp_path, "smoke").parts[-3] == "smoke-4"
 
 
-def test_a_run_that_cannot_be_read_is_not_passed_over(tmp_path):
+def test_a_checkpoint_belongs_to_the_run_whose_config_lies_beside_it(tmp_path, saved_run):
+    assert run_folder_of(saved_run(tmp_path / "smoke", "smoke", 1)) == tmp_path / "smoke"
+    for copied in (tmp_path / "mine" / "checkpoints" / "last.pt", tmp_path / "smoke" / "last.pt"):
+        assert run_folder_of(copied) is None
+
+
+def test_a_run_that_cannot_be_read_is_not_passed_over(tmp_path, saved_run):
     saved_run(tmp_path / "smoke", "smoke", 1)
     damaged = saved_run(tmp_path / "smoke-2", "smoke", 2)
     damaged.write_bytes(damaged.read_bytes()[:-50])
