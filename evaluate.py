@@ -14,15 +14,15 @@ from pathlib import Path
 
 from scipy.stats import binomtest
 
-from app.checkpoint import load_checkpoint, load_model_state
 from app.config import read_part
 from app.config_schema import DEVICES
-from app.engine import choose_device, predict, slow_precision
-from app.errors import report_error, survive_lost_output, writing
-from app.figures import confusion_figure
-from app.metrics import ClassificationMetrics
-from app.param_groups import format_table
-from app.run_folder import run_folder_of, to_json
+from app.evaluation.figures import confusion_figure
+from app.evaluation.metrics import ClassificationMetrics
+from app.messages import report_error, survive_lost_output, writing
+from app.param_groups.groups import format_table
+from app.records.checkpoint import load_checkpoint, load_model_state
+from app.records.run_folder import run_folder_of, to_json
+from app.training.engine import choose_device, predict, slow_precision
 from data import digits
 from data.loaders import make_loader
 from models.fusion_classifier import build_fusion_classifier

@@ -19,21 +19,18 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from app import checkpoint as checkpoints
-from app.best_weights import BestWeights
 from app.config import differences, load_config, save_config
 from app.config_schema import Config
-from app.engine import choose_device, predict, slow_precision, train_one_epoch, validate
-from app.errors import report_error, survive_lost_output
-from app.figures import prediction_grid
-from app.freezing import Freezing
-from app.gradients import Gradients
-from app.group_stats import GroupStatistics, Starvation
-from app.learning_rates import LearningRates, describe_event, replay
-from app.metrics import ClassificationMetrics, metric_names
-from app.param_groups import Group, build_optimizer, describe_groups, format_table, group_table, parameter_table
+from app.evaluation.figures import prediction_grid
+from app.evaluation.metrics import ClassificationMetrics, metric_names
+from app.learning_rates.best_weights import BestWeights
+from app.learning_rates.learning_rates import LearningRates, describe_event, replay
+from app.messages import report_error, survive_lost_output
+from app.param_groups.freezing import Freezing
+from app.param_groups.groups import Group, build_optimizer, describe_groups, format_table, group_table, parameter_table
 from app.randomness import make_deterministic, seed_everything
-from app.run_folder import (
+from app.records import checkpoint as checkpoints
+from app.records.run_folder import (
     RunLog,
     create_run_folder,
     lock_run_folder,
@@ -41,6 +38,9 @@ from app.run_folder import (
     read_validations,
     run_folder_of,
 )
+from app.training.engine import choose_device, predict, slow_precision, train_one_epoch, validate
+from app.training.gradients import Gradients
+from app.training.group_stats import GroupStatistics, Starvation
 from data import assets, digits
 from data.loaders import make_loader
 from data.transforms import network_image_to_rgb

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers.oc import env as read_environment
 
 from app.config_schema import REMOVED_KEYS, Config, check_config, names_of, nearest
-from app.errors import writing
+from app.messages import writing
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> tuple[Config, dict]:

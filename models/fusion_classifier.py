@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from models.fusion_head import FusionHead
+from models.fusion import FusionHead
 from models.image_branch import measure_embedding_dim, remove_classification_layer
 from models.pretrained import IMAGENET_MEAN, IMAGENET_STD, ImageWeights, build_pretrained, rebuild
 from models.temporal_branch import TemporalBranch

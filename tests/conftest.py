@@ -15,9 +15,9 @@ from torchvision.models import regnet
 
 from app.config import parse_config
 from app.config_schema import GroupConfig, LearningRatesConfig, OptimizerConfig
-from app.learning_rates import LearningRates
+from app.learning_rates.learning_rates import LearningRates
+from models.fusion import FusionHead
 from models.fusion_classifier import FusionClassifier
-from models.fusion_head import FusionHead
 from models.image_branch import build_network
 from models.temporal_branch import TemporalBranch
 

@@ -54,11 +54,11 @@ def test_imports_run_one_way(path):
     ("pattern", "owner"),
     [
         (r"omegaconf", "app/config.py"),
-        (r"filelock", "app/run_folder.py"),
-        (r"SummaryWriter\(", "app/tensorboard.py"),
-        (r"optimizer\.step\(\)$", "app/engine.py"),
-        (r"\[\"lr\"\] (\*|/|\+|-)?= ", "app/learning_rates.py"),
-        (r"torch\.(save|load)\(", "app/checkpoint.py"),
+        (r"filelock", "app/records/run_folder.py"),
+        (r"SummaryWriter\(", "app/records/tensorboard.py"),
+        (r"optimizer\.step\(\)$", "app/training/engine.py"),
+        (r"\[\"lr\"\] (\*|/|\+|-)?= ", "app/learning_rates/learning_rates.py"),
+        (r"torch\.(save|load)\(", "app/records/checkpoint.py"),
         (r"torch\.distributed", "app/distributed.py"),
     ],
 )
@@ -66,7 +66,7 @@ def test_one_owner_each(pattern, owner):
     users = {
         str(path.relative_to(ROOT)) for path in SOURCES if any(re.search(pattern, line) for line in code_lines(path))
     }
-    if owner == "app/checkpoint.py":
+    if owner == "app/records/checkpoint.py":
         users -= {"models/pretrained.py"}  # reads weights that are no checkpoint
     assert users <= {owner}
 

@@ -20,10 +20,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import evaluate
 import train
-from app import checkpoint as checkpoints
-from app import engine
-from app.group_stats import MOMENTS, STATISTICS
-from app.tensorboard import HYPERPARAMETERS
+from app.records import checkpoint as checkpoints
+from app.records.tensorboard import HYPERPARAMETERS
+from app.training import engine
+from app.training.group_stats import MOMENTS, STATISTICS
 from models.image_branch import build_network
 from tests.conftest import GROUP_NAMES, ROOT
 

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from app.config import parse_config
-from app.run_folder import create_run_folder
+from app.records.run_folder import create_run_folder
 
 PLATEAU = {"groups": ["image_branch"], "monitor": "val/loss", "rule": "plateau", "factor": 0.1, "patience": 1}
 THRESHOLD = {"groups": ["image_branch"], "monitor": "val/loss", "rule": "threshold", "factor": 0.1, "above": 0.5}

@@ -21,12 +21,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import train
-from app.checkpoint import save_checkpoint
 from app.config import load_config
-from app.engine import train_one_epoch, validate
-from app.group_stats import GroupStatistics
-from app.metrics import ClassificationMetrics
-from app.run_folder import RunLog
+from app.evaluation.metrics import ClassificationMetrics
+from app.records.checkpoint import save_checkpoint
+from app.records.run_folder import RunLog
+from app.training.engine import train_one_epoch, validate
+from app.training.group_stats import GroupStatistics
 
 
 def seconds(function) -> float:

@@ -20,9 +20,9 @@ import torch
 
 import train
 from app.config import load_config
-from app.engine import train_one_epoch
-from app.group_stats import GroupStatistics
-from app.run_folder import RunLog
+from app.records.run_folder import RunLog
+from app.training.engine import train_one_epoch
+from app.training.group_stats import GroupStatistics
 
 MODES = {"off": 10**9, "every 10 steps": 10, "every step": 1, "off again": 10**9}
 

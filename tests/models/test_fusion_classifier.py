@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from models.fusion import FusionHead
 from models.fusion_classifier import FusionClassifier, build_fusion_classifier
-from models.fusion_head import FusionHead
 
 
 class First(nn.Module):

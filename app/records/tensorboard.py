@@ -8,8 +8,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from torch.utils.tensorboard import SummaryWriter
 
-from app.errors import writing
-from app.group_stats import MOMENTS, STATISTICS
+from app.messages import writing
+from app.training.group_stats import MOMENTS, STATISTICS
 
 HYPERPARAMETERS = ("lr", "effective_lr", "weight_decay", "beta1", "beta2")
 

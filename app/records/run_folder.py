@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from app.checkpoint import load_checkpoint
 from app.config import run_name_in
-from app.errors import writing
-from app.group_stats import ratio_between
-from app.metrics import BRANCHES
-from app.param_groups import Group
-from app.tensorboard import TensorBoard
+from app.evaluation.metrics import BRANCHES
+from app.messages import writing
+from app.param_groups.groups import Group
+from app.records.checkpoint import load_checkpoint
+from app.records.tensorboard import TensorBoard
+from app.training.group_stats import ratio_between
 
 
 def create_run_folder(folder: str | Path, name: str) -> Path:

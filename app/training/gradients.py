@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from app.param_groups import Group
+from app.param_groups.groups import Group
 
 _CHUNK = 2**14
 _JUMP = 1000  # times the largest norm so far

@@ -3,7 +3,7 @@ import torch
 import torchvision
 from torch import nn
 
-from app.layers import biases_and_norms, layers_in_order
+from app.param_groups.layers import biases_and_norms, layers_in_order
 from models.image_branch import build_network, remove_classification_layer
 from models.temporal_branch import TemporalBranch
 from tests.conftest import on_meta

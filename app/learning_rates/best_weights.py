@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from app.freezing import Freezing
-from app.learning_rates import LearningRates
-from app.param_groups import Group
+from app.learning_rates.learning_rates import LearningRates
+from app.param_groups.freezing import Freezing
+from app.param_groups.groups import Group
 
 
 class BestWeights:

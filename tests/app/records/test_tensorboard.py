@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from app.tensorboard import TensorBoard
+from app.records.tensorboard import TensorBoard
 
 # pytest turns what a thread would print on stderr into this warning.
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")

@@ -11,12 +11,12 @@ from torch.nn.functional import conv2d, cross_entropy, linear
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from app.freezing import Freezing
-from app.gradients import Gradients
-from app.group_stats import GroupStatistics
-from app.learning_rates import LearningRates
-from app.metrics import IGNORED, ClassificationMetrics, unimodal_label
+from app.evaluation.metrics import IGNORED, ClassificationMetrics, unimodal_label
+from app.learning_rates.learning_rates import LearningRates
+from app.param_groups.freezing import Freezing
 from app.randomness import seed_everything
+from app.training.gradients import Gradients
+from app.training.group_stats import GroupStatistics
 
 _CLEARLY_SLOWER = 2  # in bf16_slowdown
 

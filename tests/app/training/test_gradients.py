@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from app.gradients import Gradients, group_norm
-from app.param_groups import build_optimizer
+from app.param_groups.groups import build_optimizer
+from app.training.gradients import Gradients, group_norm
 from tests.conftest import GROUP_NAMES
 
 

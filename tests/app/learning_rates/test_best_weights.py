@@ -3,11 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from app.best_weights import BestWeights
 from app.config_schema import ReductionConfig
-from app.freezing import Freezing
-from app.learning_rates import describe_event
-from app.param_groups import build_optimizer
+from app.learning_rates.best_weights import BestWeights
+from app.learning_rates.learning_rates import describe_event
+from app.param_groups.freezing import Freezing
+from app.param_groups.groups import build_optimizer
 
 MONITORS = ["val/loss", "val/accuracy"]
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from app.config_schema import Config, GroupConfig, LearningRatesConfig, ReductionConfig, ScheduleConfig
-from app.metrics import DIRECTIONS, direction
+from app.evaluation.metrics import DIRECTIONS, direction
 
 
 @dataclass

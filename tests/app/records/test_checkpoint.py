@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from app import checkpoint
 from app.config_schema import GroupConfig, OptimizerConfig
-from app.param_groups import build_optimizer, known_optimizers
+from app.param_groups.groups import build_optimizer, known_optimizers
+from app.records import checkpoint
 
 
 def step_once(model, optimizer, seed=0):

@@ -8,14 +8,14 @@ import numpy
 import pytest
 import torch
 
-from app import engine
-from app.engine import bf16_slowdown, choose_device, predict, slow_precision, train_one_epoch, validate
-from app.freezing import Freezing
-from app.gradients import Gradients
-from app.group_stats import GroupStatistics
-from app.learning_rates import LearningRates
-from app.metrics import ClassificationMetrics
-from app.param_groups import build_optimizer
+from app.evaluation.metrics import ClassificationMetrics
+from app.learning_rates.learning_rates import LearningRates
+from app.param_groups.freezing import Freezing
+from app.param_groups.groups import build_optimizer
+from app.training import engine
+from app.training.engine import bf16_slowdown, choose_device, predict, slow_precision, train_one_epoch, validate
+from app.training.gradients import Gradients
+from app.training.group_stats import GroupStatistics
 
 CPU = {"device": torch.device("cpu"), "precision": "fp32"}
 

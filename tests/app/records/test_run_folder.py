@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from app.checkpoint import save_checkpoint
 from app.config import save_config
-from app.run_folder import JsonLines, create_run_folder, lock_run_folder, newest_checkpoint, run_folder_of
+from app.records.checkpoint import save_checkpoint
+from app.records.run_folder import JsonLines, create_run_folder, lock_run_folder, newest_checkpoint, run_folder_of
 from tests.conftest import ROOT
 
 
@@ -96,7 +96,7 @@ def test_a_run_that_cannot_be_read_is_not_passed_over(tmp_path, saved_run):
 HOLD = """
 import sys, time
 from pathlib import Path
-from app.run_folder import lock_run_folder
+from app.records.run_folder import lock_run_folder
 with lock_run_folder(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.readline()

@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 
 PROGRAM = """
 import os, sys
-from app.errors import survive_lost_output
+from app.messages import survive_lost_output
 survive_lost_output()
 file = open(sys.argv[1], "w")
 assert file.fileno() > 2
@@ -54,7 +54,7 @@ def test_a_process_that_cannot_write_its_output_goes_on_to_its_end(redirection, 
 
 
 def test_what_can_be_written_arrives_whole_whatever_the_encoding(tmp_path):
-    program = "from app.errors import survive_lost_output as s; s(); print('\\u540d', 1); print('x', end='')"
+    program = "from app.messages import survive_lost_output as s; s(); print('\\u540d', 1); print('x', end='')"
     environment = {"PYTHONIOENCODING": "ascii", "PATH": os.environ["PATH"]}
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=ROOT, env=environment)
     assert (result.returncode, result.stdout, result.stderr) == (0, b"\\u540d 1\nx", b"")

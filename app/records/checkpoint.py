@@ -17,9 +17,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import nn
 
-from app.errors import writing
-from app.freezing import group_around
-from app.param_groups import Group
+from app.messages import writing
+from app.param_groups.freezing import group_around
+from app.param_groups.groups import Group
 
 FORMAT = "duet checkpoint"
 VERSION = 2

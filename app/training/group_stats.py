@@ -7,8 +7,8 @@ reads all groups back together; steps that log nothing call nothing here.
 import torch
 
 from app.config_schema import StatisticsConfig
-from app.gradients import Gradients, group_norm
-from app.param_groups import Group, hyperparameters
+from app.param_groups.groups import Group, hyperparameters
+from app.training.gradients import Gradients, group_norm
 
 STATISTICS = (
     "grad_norm",

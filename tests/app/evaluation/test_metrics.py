@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 
-from app.metrics import ClassificationMetrics, metric_names
+from app.evaluation.metrics import ClassificationMetrics, metric_names
 from models.fusion_classifier import Output
 
 BRANCHES = ["image_branch", "temporal_branch"]

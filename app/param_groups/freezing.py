@@ -7,7 +7,7 @@ model.train() undoes .eval(). So all three are set anew, from the epoch alone, e
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from app.param_groups import Group
+from app.param_groups.groups import Group
 
 
 class Freezing:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from app.config_schema import GroupConfig, OptimizerConfig, nearest
-from app.layers import biases_and_norms, layers_in_order
+from app.param_groups.layers import biases_and_norms, layers_in_order
 
 # How a step is carried out, not what it does: chosen here, not in a config.
 _IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}

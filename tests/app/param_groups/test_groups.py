@@ -9,7 +9,7 @@ from torch import nn
 
 from app.config import parse_config
 from app.config_schema import _IGNORE_LR, GroupConfig, OptimizerConfig
-from app.param_groups import (
+from app.param_groups.groups import (
     assign_parameters,
     build_optimizer,
     describe_groups,

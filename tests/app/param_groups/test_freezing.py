@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from app.freezing import Freezing
-from app.param_groups import build_optimizer
-from tests.app.test_group_stats import train_step
+from app.param_groups.freezing import Freezing
+from app.param_groups.groups import build_optimizer
+from tests.app.training.test_group_stats import train_step
 
 
 def state_of(module):
