@@ -1,4 +1,4 @@
-"""What a failure says and returns: one line, and an exit code. And output that nobody can take."""
+"""What is printed: errors and their exit codes, warnings, progress, tables. And output that nobody can take."""
 
 import errno
 import io
@@ -7,6 +7,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 
 class _Unfailing(io.RawIOBase):
@@ -91,3 +94,26 @@ def _system_error(error: BaseException | None) -> OSError | None:
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def warn(text: str) -> None:
+    print(f"warning: {text}")
+
+
+def progress_bar(loader: DataLoader, title: str) -> tqdm:
+    # In a log file a line every 10 seconds is plenty.
+    pace = 0.1 if sys.stderr.isatty() else 10
+    return tqdm(loader, desc=title, unit="step", leave=False, dynamic_ncols=True, mininterval=pace)
+
+
+def format_table(rows: list[tuple[str, ...]], left: tuple[int, ...] = (0,)) -> str:
+    """Aligned columns; the first row is the heading, and the columns in `left` are text."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+
+    def line(row: tuple[str, ...]) -> str:
+        cells = [
+            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([line(rows[0]), "-" * (sum(widths) + 2 * len(widths) - 2), *map(line, rows[1:])])

@@ -93,9 +93,6 @@ def checkpoint_content() -> dict:
     lstm(torch.ones(4, 2))[0].sum().backward()
     optimizer.step()
     return {
-        "epoch": 1,
-        "step": 33,
-        "best_loss": 0.5,
         "saved_at": 1.0,
         "val": {"loss": 0.5},
         "config": {"run": {"seed": 0}},
@@ -103,11 +100,12 @@ def checkpoint_content() -> dict:
         "normalisation": {"mean": [0.0]},
         "image_weights": {"description": "random start"},
         "groups": [{"name": "temporal_branch"}],
+        "position": {"epoch": 1, "step": 33, "best_loss": 0.5},
         "model": lstm.state_dict(),
         "optimizer": {name: dict(optimizer.state[p]) for name, p in lstm.named_parameters()},
         "learning_rates": {"reduction": {"temporal_branch": 1.0}},
         "best_weights": {},
-        "gradients": {"largest_norms": {"temporal_branch": 1.0}},
+        "train_step": {"batches": 33},
     }
 
 

@@ -56,7 +56,7 @@ def test_imports_run_one_way(path):
         (r"omegaconf", "app/config.py"),
         (r"filelock", "app/records/run_folder.py"),
         (r"SummaryWriter\(", "app/records/tensorboard.py"),
-        (r"optimizer\.step\(\)$", "app/training/engine.py"),
+        (r"optimizer\.step\(\)$", "app/training/step.py"),
         (r"\[\"lr\"\] (\*|/|\+|-)?= ", "app/learning_rates/learning_rates.py"),
         (r"torch\.(save|load)\(", "app/records/checkpoint.py"),
         (r"torch\.distributed", "app/distributed.py"),

@@ -22,8 +22,9 @@ import evaluate
 import train
 from app.records import checkpoint as checkpoints
 from app.records.tensorboard import HYPERPARAMETERS
-from app.training import engine
+from app.training import precision
 from app.training.group_stats import MOMENTS, STATISTICS
+from app.training.state import STATE
 from models.image_branch import build_network
 from tests.conftest import GROUP_NAMES, ROOT
 
@@ -198,7 +199,7 @@ def test_same_command_same_weights_and_a_resumed_run_too(tmp_path):
 
     contents = [torch.load(tmp_path / x / "smoke/checkpoints/last.pt", weights_only=True) for x in "abc"]
     for other in contents[1:]:
-        for part in ("model", "optimizer", "learning_rates", "best_weights", "gradients", "step", "epoch", "best_loss"):
+        for part in STATE:
             assert_identical(contents[0][part], other[part])
     # No validation improves on the first by 100, so the second and third are bad ones: a reduction at the third.
     assert contents[0]["learning_rates"]["reduction"]["temporal_branch"] < 1
@@ -223,7 +224,9 @@ def assert_identical(a, b):
 
 def start_training(folder: Path, *arguments: str) -> subprocess.Popen:
     command = [sys.executable, str(ROOT / "train.py"), "--config", SMOKE, f"run.folder={folder}", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    # A test run that was started in the background ignores Ctrl-C, and its children would too.
+    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)} if os.name == "posix" else {}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, **heed)
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
@@ -239,7 +242,7 @@ def test_of_two_resumes_of_one_run_one_trains_and_the_other_is_refused(tmp_path)
     resume = ["run.epochs=5", "--resume", "auto"]
     train_smoke(tmp_path / "a", *resume)
     two = [start_training(tmp_path / "b", *resume) for _ in range(2)]
-    ended = [(*process.communicate(), process) for process in two]
+    ended = [(*process.communicate(timeout=HANG_GUARD), process) for process in two]
     (refused,) = [error for _, error, process in ended if process.returncode == 2]
     (trained,) = [process for _, _, process in ended if process.returncode == 0]
     assert refused.startswith(f"error: {tmp_path / 'b' / 'smoke'} is in use by process {trained.pid} on ")
@@ -267,7 +270,7 @@ def test_a_run_is_locked_while_it_trains_and_taken_over_after_a_kill(tmp_path, c
     assert f"{folder} is in use by process {process.pid} on" in capsys.readouterr().err
     assert train.main([*common, "--dry-run"]) == 0  # which only looks
     process.send_signal(signal.SIGINT)
-    output, error = process.communicate()
+    output, error = process.communicate(timeout=HANG_GUARD)
     assert process.returncode == 130 and "interrupted" in error
     assert {path.name for path in folder.iterdir()} == DOCUMENTED
 
@@ -449,12 +452,12 @@ def test_a_disk_that_is_full_when_the_checkpoint_is_saved(small_disk):
     assert re.search(rf"error: {saved}/(best|last).pt could not be written: the disk is full; what it held", error)
     assert "Traceback" not in result.stderr and "Exception" not in result.stderr
     assert {path.name for path in saved.iterdir()} == {"best.pt", "last.pt"}
-    assert [checkpoints.load_checkpoint(path)["epoch"] for path in saved.iterdir()] == [1, 1]
+    assert [checkpoints.load_checkpoint(path)["position"]["epoch"] for path in saved.iterdir()] == [1, 1]
 
     small_disk("150m")
     result = run(*arguments, "--resume", "auto")
     assert result.returncode == 0, result.stderr
-    assert "after epoch 1" in result.stdout and checkpoints.load_checkpoint(saved / "last.pt")["epoch"] == 2
+    assert "after epoch 1" in result.stdout and checkpoints.load_checkpoint(saved / "last.pt")["position"]["epoch"] == 2
 
 
 @pytest.mark.slow
@@ -567,7 +570,7 @@ def test_a_restored_run_is_validated_again_and_the_checkpoint_says_so(tmp_path, 
     assert any(name.startswith("fusion_head.") for name in last["optimizer"])
     # best.pt is whichever of the three validations was best, with the weights that gave it.
     best = torch.load(folder / "checkpoints" / "best.pt", weights_only=True)
-    assert best["val"]["loss"] == best["best_loss"] == min(r["loss"] for r in (first, second, restored))
+    assert best["val"]["loss"] == best["position"]["best_loss"] == min(r["loss"] for r in (first, second, restored))
     for name, split_val in (("last", last["val"]), ("best", best["val"])):
         assert evaluate.main(["--checkpoint", str(folder / "checkpoints" / f"{name}.pt"), "--split", "val"]) == 0
         report = json.loads((folder / "evaluation" / "val" / "report.json").read_text())
@@ -610,11 +613,11 @@ def test_a_resume_names_what_starts_afresh(tmp_path, train_here):
 @pytest.mark.slow
 def test_bf16_learns_along_the_curve_of_fp32(tmp_path, train_here):
     curves = {}
-    for precision in ("fp32", "bf16"):
-        device = [f"run.precision={precision}", "run.device=cpu"]
-        train_here(tmp_path / precision, *device, "run.epochs=1", "statistics.every=1")
-        records = lines(tmp_path / precision / "smoke" / "metrics.jsonl")
-        curves[precision] = torch.tensor([r["loss"] for r in records if r["kind"] == "train"])
+    for number_format in ("fp32", "bf16"):
+        device = [f"run.precision={number_format}", "run.device=cpu"]
+        train_here(tmp_path / number_format, *device, "run.epochs=1", "statistics.every=1")
+        records = lines(tmp_path / number_format / "smoke" / "metrics.jsonl")
+        curves[number_format] = torch.tensor([r["loss"] for r in records if r["kind"] == "train"])
     fp32, bf16 = curves.values()
     assert len(fp32) == len(bf16) == 33
     assert not (fp32 == bf16).any()  # else autocast did nothing
@@ -640,7 +643,7 @@ def test_evaluate_warns_of_slow_bf16_too(smoke, tmp_path, monkeypatch, capsys):
     content = checkpoints.load_checkpoint(folder / "checkpoints" / "last.pt")
     content["config"]["run"]["precision"] = "bf16"
     checkpoints.save_checkpoint(tmp_path / "bf16.pt", content)
-    monkeypatch.setattr(engine, "bf16_slowdown", lambda: 44.0)
+    monkeypatch.setattr(precision, "bf16_slowdown", lambda: 44.0)
     assert evaluate.main(["--checkpoint", str(tmp_path / "bf16.pt"), "--device", "cpu"]) == 0
     assert "warning: the checkpoint was trained in bf16, and bf16 takes 44.0 times as long" in capsys.readouterr().out
 

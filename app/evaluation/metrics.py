@@ -5,16 +5,10 @@ from torch import nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
-# Stands for "no label" in cross_entropy and in torchmetrics: samples without that branch's input.
-IGNORED = -100
-BRANCHES = ("image_branch", "temporal_branch")  # in the order of `present`
+from app.training.objective import IGNORED, losses, unimodal_label
+
 # What is better of a metric: a lower value or a higher one. In the spelling of torch's ReduceLROnPlateau.
 DIRECTIONS = {"loss": "min", "accuracy": "max", "macro_f1": "max"}
-
-
-def unimodal_label(batch: dict[str, torch.Tensor], branch: str) -> torch.Tensor:
-    """(B,) labels for a branch's own head: IGNORED where the sample lacks that branch's input."""
-    return batch["label"].masked_fill(~batch["present"][:, BRANCHES.index(branch)], IGNORED)
 
 
 def direction(monitor: str) -> str:
@@ -47,17 +41,13 @@ class ClassificationMetrics(nn.Module):
 
     def update(self, output, batch: dict[str, torch.Tensor]) -> None:
         """Takes a batch and what the model said of it (logits (B, C), unimodal_logits by branch)."""
+        for name, values in losses(output, batch, reduction="none").items():
+            self.metrics[name].update(values)
         label, logits = batch["label"], output.logits.float()
-        self.metrics["loss"].update(nn.functional.cross_entropy(logits, label, reduction="none"))
         for name in ("accuracy", "macro_f1", "confusion"):
             self.metrics[name].update(logits, label)
         for branch, branch_logits in output.unimodal_logits.items():
-            own_label = unimodal_label(batch, branch)
-            losses = nn.functional.cross_entropy(
-                branch_logits.float(), own_label, reduction="none", ignore_index=IGNORED
-            )
-            self.metrics[f"{branch}/loss"].update(losses[own_label != IGNORED])
-            self.metrics[f"{branch}/accuracy"].update(branch_logits, own_label)
+            self.metrics[f"{branch}/accuracy"].update(branch_logits, unimodal_label(batch, branch))
 
     def compute(self) -> dict[str, float]:
         return {name: metric.compute().item() for name, metric in self.metrics.items() if name != "confusion"}

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from app.config_schema import GroupConfig, OptimizerConfig, nearest
+from app.messages import format_table
 from app.param_groups.layers import biases_and_norms, layers_in_order
 
 # How a step is carried out, not what it does: chosen here, not in a config.
@@ -185,19 +186,6 @@ def parameter_table(groups: list[Group]) -> str:
             shape = " x ".join(map(str, parameter.shape)) or "scalar"
             rows.append((name, group.name, shape, f"{entry['lr']:.4g}", decay))
     return format_table(rows, left=(0, 1))
-
-
-def format_table(rows: list[tuple[str, ...]], left: tuple[int, ...] = (0,)) -> str:
-    """Aligned columns; the first row is the heading, and the columns in `left` are text."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-
-    def line(row: tuple[str, ...]) -> str:
-        cells = [
-            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        return "  ".join(cells).rstrip()
-
-    return "\n".join([line(rows[0]), "-" * (sum(widths) + 2 * len(widths) - 2), *map(line, rows[1:])])
 
 
 def _values_for(optimizer_class: type, group: GroupConfig, key: str) -> dict[str, Any]:

@@ -13,17 +13,17 @@ _JUMP = 1000  # times the largest norm so far
 
 
 class Gradients:
-    """Call `prepare` before each step, and `check` at logging steps and at the end of an epoch.
+    """Call `clip_and_flag` before each step, and `raise_if_not_finite` at logging steps and at the end of an epoch.
 
-    A gradient that is not finite stops every step from then on: no weight and no moment changes until `check`
-    raises. Fused optimizers on CPU and CUDA skip the step on the device itself (torch's `found_inf`), so nothing
-    is read back before `check`; for all others `prepare` has to read back one flag a step. A norm above 1,000 times
-    the largest that its group has had is a warning: such a step is taken, and may be the start of a divergence, or
-    of a kernel that computes garbage.
+    A gradient that is not finite stops every step from then on: no weight and no moment changes until
+    `raise_if_not_finite` raises. Fused optimizers on CPU and CUDA skip the step on the device itself (torch's
+    `found_inf`), so nothing is read back before; for all others `clip_and_flag` has to read back one flag a step. A
+    norm above 1,000 times the largest that its group has had is a warning: such a step is taken, and may be the start
+    of a divergence, or of a kernel that computes garbage.
 
     Args:
         clip_norm: for the groups without a clip_norm of their own, over all of them together.
-        warn: takes what `check` has to say.
+        warn: takes the text of a warning.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Gradients:
         self._steps = 0
 
     @torch.no_grad()
-    def prepare(self, step: int) -> None:
+    def clip_and_flag(self, step: int) -> None:
         """step: optimizer steps finished before this one. Clips, and holds the step back if it must."""
         gradients = [[p.grad for p in ps if p.grad is not None] for ps in self.parameters.values()]
         self.norms = torch.stack([group_norm(grads, self._clipped_steps) for grads in gradients])  # (groups,)
@@ -64,7 +64,7 @@ class Gradients:
         if self._skips_on_device:
             self.optimizer.found_inf = bad.float()
         elif bad:
-            self.check()
+            self.raise_if_not_finite()
         self._steps += 1
         self.clipped_norms = self.norms
         if self.clips:
@@ -85,7 +85,7 @@ class Gradients:
         self._jump = torch.where(jump, torch.stack([self.norms, self._largest]), self._jump)
         self._largest = torch.where(finite, torch.maximum(self._largest, self.norms), self._largest)
 
-    def check(self) -> None:
+    def raise_if_not_finite(self) -> None:
         """Reads back; warns of jumps. Raises FloatingPointError with group and step if a gradient was not finite."""
         bad_steps, jump_steps = self._found.tolist()
         if max(jump_steps) >= 0:
@@ -107,13 +107,21 @@ class Gradients:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """What the watch for jumps remembers from step to step; call `check` first."""
-        return {"largest_norms": dict(zip(self.parameters, self._largest.tolist(), strict=True))}
+        """What is counted from step to step, by group; call `raise_if_not_finite` first."""
+        return {
+            "largest_norms": dict(zip(self.parameters, self._largest.tolist(), strict=True)),
+            "clipped_steps": dict(zip(self.parameters, self._clipped_steps.tolist(), strict=True)),
+            "steps": self._steps,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over the groups that have kept their name; the others start afresh."""
-        known = [state["largest_norms"].get(name, 0.0) for name in self.parameters]
-        self._largest = torch.tensor(known, device=self._largest.device)
+        self._largest = self._by_group(state["largest_norms"])
+        self._clipped_steps = self._by_group(state["clipped_steps"])
+        self._steps = state["steps"]
+
+    def _by_group(self, saved: dict[str, float]) -> torch.Tensor:
+        return torch.tensor([saved.get(name, 0.0) for name in self.parameters], device=self._largest.device)
 
     def take_clipped_share(self) -> torch.Tensor:
         """(groups,) share of the steps that were clipped, since the last call; a device tensor."""

@@ -27,7 +27,7 @@ _SECOND_MOMENT_KEYS = ("exp_avg_sq", "square_avg")
 
 
 class GroupStatistics:
-    """Call `before_step` behind Gradients.prepare, `after_step` right behind step()."""
+    """Call `before_step` after Gradients.clip_and_flag, `after_step` right after step()."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, groups: list[Group], gradients: Gradients):
         self.optimizer = optimizer
@@ -47,7 +47,7 @@ class GroupStatistics:
 
         Raises FloatingPointError if a gradient was not finite (see Gradients).
         """
-        self.gradients.check()
+        self.gradients.raise_if_not_finite()
         like = self.gradients.norms
         columns = {
             "grad_norm": self.gradients.norms,

@@ -1,5 +1,4 @@
 import json
-import math
 import os
 import socket
 import subprocess
@@ -13,7 +12,7 @@ import pytest
 
 from app.config import save_config
 from app.records.checkpoint import save_checkpoint
-from app.records.run_folder import JsonLines, create_run_folder, lock_run_folder, newest_checkpoint, run_folder_of
+from app.records.run_folder import create_run_folder, lock_run_folder, newest_checkpoint, run_folder_of
 from tests.conftest import ROOT
 
 
@@ -164,29 +163,3 @@ def test_a_run_folder_that_cannot_be_written_is_told(tmp_path):
         with lock_run_folder(tmp_path):
             pass
     assert [path.name for path in tmp_path.iterdir()] == ["lock.tmp"]
-
-
-def test_lines_are_json_even_for_values_that_json_lacks(tmp_path):
-    lines = JsonLines(tmp_path / "x.jsonl")
-    lines.write({"step": 1, "loss": math.nan, "groups": {"a": {"norm": math.inf}}})
-    lines.close()
-    (line,) = (tmp_path / "x.jsonl").read_text().splitlines()
-    assert json.loads(line) == {"step": 1, "loss": "nan", "groups": {"a": {"norm": "inf"}}}
-
-
-def test_resuming_drops_what_was_written_behind_the_checkpoint(tmp_path):
-    path = tmp_path / "x.jsonl"
-    path.write_text('{"step": 10}\n{"step": 20}\n{"step": 30}\n{"ste')
-    lines = JsonLines(path, keep_to_step=20)
-    lines.write({"step": 21})
-    lines.close()
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 20, 21]
-    assert os.listdir(tmp_path) == ["x.jsonl"]
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_full_disk_is_said_with_the_name_of_the_file(tmp_path):
-    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    file = JsonLines(tmp_path / "metrics.jsonl")
-    with pytest.raises(OSError, match=r"metrics.jsonl could not be written: the disk is full$"):
-        file.write({"step": 1})

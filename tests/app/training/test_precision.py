@@ -1,0 +1,45 @@
+import time
+
+import pytest
+import torch
+
+from app.training import precision as precision_module
+from app.training.precision import bf16_slowdown, choose_device, slow_precision
+
+
+def test_a_device_that_is_not_there_is_refused():
+    assert choose_device("cpu").type == "cpu"
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="'cuda' is not available on this machine; use auto or one of"):
+            choose_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "slowdown", "said"),
+    [
+        ("cpu", "bf16", 44.04, "bf16 takes 44.0 times as long as fp32 on this CPU"),
+        ("cpu", "bf16", 2.0, "bf16 takes 2.0 times as long"),
+        ("cpu", "bf16", 1.9, None),
+        ("cpu", "bf16", 0.6, None),
+        ("cpu", "fp32", 44.0, None),
+        ("cuda", "bf16", 44.0, None),
+    ],
+)
+def test_bf16_that_is_clearly_slower_is_said(monkeypatch, device, precision, slowdown, said):
+    monkeypatch.setattr(precision_module, "bf16_slowdown", lambda: slowdown)
+    text = slow_precision(torch.device(device), precision)
+    assert text is None if said is None else text.startswith(said)
+
+
+def test_the_probe_measures_bf16_against_fp32(monkeypatch):
+    """With bf16 made slow by 20 ms a run, the ratio says so."""
+    original = precision_module.autocast
+
+    def slow(device, precision):
+        if precision == "bf16":
+            time.sleep(0.02)
+        return original(device, precision)
+
+    plain = bf16_slowdown()
+    monkeypatch.setattr(precision_module, "autocast", slow)
+    assert bf16_slowdown() > plain
