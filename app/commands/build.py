@@ -15,7 +15,8 @@ from app.learning_rates.best_weights import BestWeights
 from app.learning_rates.learning_rates import LearningRates
 from app.messages import warn
 from app.param_groups.freezing import Freezing
-from app.param_groups.groups import Group, build_optimizer, describe_groups
+from app.param_groups.groups import Group, describe_groups
+from app.param_groups.optimizer import build_optimizer
 from app.randomness import make_deterministic, seed_everything
 from app.records.checkpoint import load_checkpoint
 from app.training.gradients import Gradients

@@ -1,4 +1,4 @@
-"""Named parameter groups: which parameters, with which values, and the optimizer that holds them.
+"""Named parameter groups: which parameters they hold, their values, and the tables that show both.
 
 A group is what the user named in `optimizer.groups`. Everything else in Duet (learning rates, statistics,
 checkpoints, tables) speaks of groups by these names, never by position, also where a group needs several
@@ -6,24 +6,14 @@ torch `param_groups` (parameters without weight decay, layers with an lr of thei
 """
 
 import difflib
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch import nn
 
-from app.config_schema import GroupConfig, OptimizerConfig, nearest
+from app.config_schema import GroupConfig
 from app.messages import format_table
-from app.param_groups.layers import biases_and_norms, layers_in_order
-
-# How a step is carried out, not what it does: chosen here, not in a config.
-_IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}
-_OWN_KEYS = ("lr", "weight_decay", "betas", "eps")
-# LBFGS needs a closure and takes no groups; SparseAdam takes sparse gradients only.
-_UNSUITABLE = {"Optimizer", "LBFGS", "SparseAdam"}
 
 
 @dataclass(frozen=True)
@@ -42,35 +32,6 @@ class Group:
     @property
     def num_values(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters.values())
-
-
-def known_optimizers() -> dict[str, type[torch.optim.Optimizer]]:
-    """The classes of torch.optim that take param groups and need no closure."""
-    classes = {name: getattr(torch.optim, name) for name in dir(torch.optim) if name not in _UNSUITABLE}
-    return {n: c for n, c in classes.items() if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)}
-
-
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> tuple[torch.optim.Optimizer, list[Group]]:
-    """The optimizer over all trainable parameters of `model`, and its groups in the order of the config.
-
-    Raises ValueError unless every trainable parameter belongs to exactly one group, every group and pattern
-    matches something, and every value is one that the optimizer class knows and accepts.
-    """
-    classes = known_optimizers()
-    if config.name not in classes:
-        raise ValueError(f"optimizer.name: unknown optimizer '{config.name}'; {nearest(config.name, list(classes))}")
-    optimizer_class = classes[config.name]
-    claimed = assign_parameters(model, config.groups)
-    entries = []
-    for name, group in config.groups.items():
-        values = _values_for(optimizer_class, group, f"optimizer.groups.{name}")
-        entries += _split(model, name, group, claimed[name], values)
-    optimizer = _construct(optimizer_class, entries)
-    groups = [
-        Group(name, group, claimed[name], [entry for entry in optimizer.param_groups if entry["name"] == name])
-        for name, group in config.groups.items()
-    ]
-    return optimizer, groups
 
 
 def patterns_of(name: str, group: GroupConfig) -> list[str]:
@@ -186,88 +147,6 @@ def parameter_table(groups: list[Group]) -> str:
             shape = " x ".join(map(str, parameter.shape)) or "scalar"
             rows.append((name, group.name, shape, f"{entry['lr']:.4g}", decay))
     return format_table(rows, left=(0, 1))
-
-
-def _values_for(optimizer_class: type, group: GroupConfig, key: str) -> dict[str, Any]:
-    """The group's values as arguments of the optimizer class, proved to be known to it and in its ranges."""
-    known = [name for name in inspect.signature(optimizer_class).parameters if name not in {"params", *_IMPLEMENTATION}]
-    values = {name: getattr(group, name) for name in _OWN_KEYS if getattr(group, name) is not None}
-    for name in ("betas", "eps"):
-        if isinstance(values.get(name), list):
-            values[name] = tuple(values[name])
-    for name in values:
-        if name not in known:
-            raise ValueError(f"{key}.{name}: {optimizer_class.__name__} has no {name}; it has {', '.join(known)}")
-    for name, value in group.options.items():
-        if name in _OWN_KEYS:
-            raise ValueError(f"{key}.options.{name}: belongs one level up, as {key}.{name}")
-        if name not in known:
-            further = [n for n in known if n not in _OWN_KEYS]
-            raise ValueError(
-                f"{key}.options.{name}: {optimizer_class.__name__} has no such argument; {nearest(name, further)}"
-            )
-        values[name] = tuple(value) if isinstance(value, list) else value
-    if group.no_decay and "weight_decay" not in known:
-        raise ValueError(f"{key}.no_decay: {optimizer_class.__name__} has no weight decay to spare anything from")
-    try:
-        # torch checks ranges of its constructor's arguments, not those of groups: so each group is one, once.
-        optimizer_class([nn.Parameter(torch.zeros(1, 1))], **values)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{key}: {optimizer_class.__name__} refuses it: {error}") from None
-    return values
-
-
-def _split(
-    model: nn.Module, name: str, group: GroupConfig, parameters: dict[str, nn.Parameter], values: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """The torch param_groups of one named group: by weight decay and by layer where it asks for that."""
-    spared = biases_and_norms(model) if group.no_decay else set()
-    scales = _layer_scales(model, name, group, parameters) if group.layer_decay is not None else {}
-    parts: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for parameter in parameters.values():
-        parts.setdefault((scales.get(parameter, 1.0), parameter in spared), []).append(parameter)
-    entries = []
-    for (scale, is_spared), members in sorted(parts.items(), key=lambda part: part[0]):
-        entry = {"params": members, "name": name, "lr_scale": scale, **values, "lr": values["lr"] * scale}
-        entries.append(entry | ({"weight_decay": 0.0} if is_spared else {}))
-    return entries
-
-
-def _layer_scales(
-    model: nn.Module, name: str, group: GroupConfig, parameters: dict[str, nn.Parameter]
-) -> dict[nn.Parameter, float]:
-    """Parameter -> layer_decay ** (layers between it and the group's output)."""
-    top = {full_name.split(".")[0] for full_name in parameters}
-    if len(top) != 1:
-        raise ValueError(
-            f"optimizer.groups.{name}.layer_decay: the group spans several modules ({', '.join(sorted(top))}), "
-            "which have no common order of layers; make one group of each"
-        )
-    module = top.pop()
-    try:
-        layers = layers_in_order(model.get_submodule(module))
-    except ValueError as error:
-        raise ValueError(
-            f"optimizer.groups.{name}.layer_decay: {module} is no sequence: {error}; leave layer_decay out"
-        ) from None
-    own = set(parameters.values())
-    layers = [kept for layer in layers if (kept := [parameter for parameter in layer if parameter in own])]
-    return {
-        parameter: group.layer_decay ** (len(layers) - 1 - depth)
-        for depth, layer in enumerate(layers)
-        for parameter in layer
-    }
-
-
-def _construct(optimizer_class: Callable, entries: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """fused where class and device have it: one kernel per step, where the CPU default loops over the tensors."""
-    device = entries[0]["params"][0].device.type
-    fused = "fused" in inspect.signature(optimizer_class).parameters
-    fused &= device == "cpu" or (device == "cuda" and optimizer_class is not torch.optim.Adagrad)
-    try:
-        return optimizer_class(entries, **({"fused": True} if fused else {}))
-    except ValueError as error:  # e.g. Muon, which takes matrices only
-        raise ValueError(f"optimizer.name: {optimizer_class.__name__} refuses these groups: {error}") from None
 
 
 def _nothing_matches(model: nn.Module, group_name: str, group: GroupConfig, pattern: str) -> str:

@@ -18,7 +18,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from app.param_groups.groups import format_table
+from app.messages import format_table
 
 EPOCHS = 6
 SEEDS = (1, 2, 3, 4, 5)

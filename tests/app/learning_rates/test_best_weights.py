@@ -7,7 +7,7 @@ from app.config_schema import ReductionConfig
 from app.learning_rates.best_weights import BestWeights
 from app.learning_rates.learning_rates import describe_event
 from app.param_groups.freezing import Freezing
-from app.param_groups.groups import build_optimizer
+from app.param_groups.optimizer import build_optimizer
 
 MONITORS = ["val/loss", "val/accuracy"]
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from app.config_schema import GroupConfig, LearningRatesConfig, ReductionConfig, ScheduleConfig, StopConfig
 from app.learning_rates.learning_rates import LearningRates, describe_event, replay
-from app.param_groups.groups import build_optimizer
+from app.param_groups.optimizer import build_optimizer
 
 LRS = {"image_branch": 0.1, "temporal_branch": 0.01, "fusion_head": 0.001, "unimodal_heads": 0.0001}
 MONITORS = ["val/loss", "val/image_branch/loss", "val/accuracy", "val/macro_f1"]

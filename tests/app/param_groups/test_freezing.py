@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from app.param_groups.freezing import Freezing
-from app.param_groups.groups import build_optimizer
+from app.param_groups.optimizer import build_optimizer
 from tests.app.training.test_group_stats import train_step
 
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from app.param_groups.groups import build_optimizer
+from app.param_groups.optimizer import build_optimizer
 from app.training.gradients import Gradients, group_norm
 from tests.conftest import GROUP_NAMES
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from app.config_schema import GroupConfig, OptimizerConfig, StatisticsConfig
-from app.param_groups.groups import build_optimizer
+from app.param_groups.optimizer import build_optimizer
 from app.training.gradients import Gradients
 from app.training.group_stats import GroupStatistics, Starvation, ratio_between
 from models.image_branch import build_network

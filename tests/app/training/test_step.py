@@ -12,7 +12,7 @@ from app.evaluation.metrics import ClassificationMetrics
 from app.evaluation.predictions import predict, validate
 from app.learning_rates.learning_rates import LearningRates
 from app.param_groups.freezing import Freezing
-from app.param_groups.groups import build_optimizer
+from app.param_groups.optimizer import build_optimizer
 from app.training.gradients import Gradients
 from app.training.group_stats import GroupStatistics
 from app.training.precision import bf16_slowdown

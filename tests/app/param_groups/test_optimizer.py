@@ -1,0 +1,200 @@
+import copy
+import inspect
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from app.config import parse_config
+from app.config_schema import _IGNORE_LR, GroupConfig, OptimizerConfig
+from app.param_groups.groups import describe_groups, group_table, hyperparameters
+from app.param_groups.optimizer import build_optimizer, known_optimizers
+from models.image_branch import build_network, remove_classification_layer
+from tests.conftest import GROUP_NAMES
+
+
+def build(model, name="AdamW", **group):
+    """One group over the whole model."""
+    groups = {"all": GroupConfig(**{"lr": 0.1, "params": ["*"], **group})}
+    return build_optimizer(model, OptimizerConfig(name=name, groups=groups))
+
+
+@pytest.mark.parametrize("name", sorted(known_optimizers()))
+def test_exactly_the_named_optimizers_ignore_a_changed_lr(name):
+    """Measured: the same gradients, with the lr divided by a million after ten steps."""
+
+    def moved(factor: float) -> float:
+        parameter = nn.Parameter(torch.ones(4, 4))
+        optimizer = known_optimizers()[name]([parameter], lr=0.01)
+        for step in range(20):
+            if step == 10:
+                optimizer.param_groups[0]["lr"] *= factor
+            before = parameter.detach().clone()
+            parameter.grad = torch.randn(4, 4, generator=torch.Generator().manual_seed(step))
+            optimizer.step()
+        return (parameter.detach() - before).norm().item()
+
+    assert (moved(1e-6) > 0.5 * moved(1.0)) == (name in _IGNORE_LR)
+
+
+def test_adafactor_takes_its_two_eps(small_model, tree):
+    tree["optimizer"] = {"name": "Adafactor", "groups": {"all": {"params": ["*"], "lr": 0.01, "eps": [None, 0.002]}}}
+    tree["learning_rates"]["reductions"] = []
+    optimizer, groups = build_optimizer(small_model, parse_config(tree)[0].optimizer)
+    assert optimizer.param_groups[0]["eps"] == (None, 0.002)
+    assert "None, 0.002" in group_table(groups)
+
+
+def test_each_group_trains_with_its_own_values(small_model, optimizer_config):
+    """Oracle: one separate AdamW per module, with that module's values."""
+    optimizer, _ = build_optimizer(small_model, optimizer_config)
+    twin = {name: p.detach().clone().requires_grad_() for name, p in small_model.named_parameters()}
+    singles = [
+        torch.optim.AdamW(
+            [p for n, p in twin.items() if n.startswith(f"{name}.")],
+            lr=values.lr,
+            weight_decay=values.weight_decay,
+            betas=tuple(values.betas),
+            fused=True,
+        )
+        for name, values in optimizer_config.groups.items()
+    ]
+    for step in range(3):
+        for name, parameter in small_model.named_parameters():
+            gradient = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step))
+            parameter.grad, twin[name].grad = gradient, gradient.clone()
+        for one in [optimizer, *singles]:
+            one.step()
+    for name, parameter in small_model.named_parameters():
+        assert torch.equal(parameter, twin[name]), name
+
+
+def test_every_optimizer_of_torch_that_takes_groups_and_no_closure_trains(small_model, small_batch):
+    names = set(known_optimizers())
+    assert names >= {
+        "SGD",
+        "Adam",
+        "AdamW",
+        "NAdam",
+        "RAdam",
+        "RMSprop",
+        "Adagrad",
+        "Adadelta",
+        "Adamax",
+        "ASGD",
+        "Rprop",
+    }
+    assert not names & {"LBFGS", "SparseAdam", "Optimizer"}
+    for name in sorted(names - {"Muon"}):  # takes matrices only
+        model = copy.deepcopy(small_model)
+        optimizer, _ = build(model, name, lr=0.01)
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizer.step()
+        optimizer.step()
+        assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)), name
+        fused = "fused" in inspect.signature(type(optimizer)).parameters
+        assert bool(optimizer.defaults.get("fused")) == fused
+
+
+@pytest.mark.skipif("Muon" not in known_optimizers(), reason="this torch has no Muon")
+def test_an_optimizer_that_refuses_a_groups_tensors_says_so_in_one_line(small_model):
+    with pytest.raises(ValueError, match="optimizer.name: Muon refuses these groups: Muon only supports 2D"):
+        build(small_model, "Muon")
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "message"),
+    [
+        ("Adamw", {}, "optimizer.name: unknown optimizer 'Adamw'; did you mean 'AdamW'? known here: "),
+        ("LBFGS", {}, "unknown optimizer 'LBFGS'"),
+        ("SGD", {"betas": [0.9, 0.99]}, "optimizer.groups.all.betas: SGD has no betas; it has lr, momentum, dampening"),
+        ("Rprop", {"weight_decay": 0.1}, "optimizer.groups.all.weight_decay: Rprop has no weight_decay"),
+        ("SGD", {"options": {"momentun": 0.9}}, "options.momentun: SGD has no such argument; did you mean 'momentum'?"),
+        ("SGD", {"options": {"fused": True}}, "options.fused: SGD has no such argument"),
+        ("SGD", {"options": {"lr": 0.9}}, "options.lr: belongs one level up, as optimizer.groups.all.lr"),
+        ("SGD", {"options": {"momentum": -1.0}}, "optimizer.groups.all: SGD refuses it: Invalid momentum value: -1.0"),
+        ("SGD", {"options": {"nesterov": True}}, "optimizer.groups.all: SGD refuses it: Nesterov momentum requires"),
+        ("SGD", {"options": {"momentum": "high"}}, "optimizer.groups.all: SGD refuses it: "),
+        ("Rprop", {"no_decay": True}, "optimizer.groups.all.no_decay: Rprop has no weight decay"),
+        (
+            "AdamW",
+            {"layer_decay": 0.5},
+            "optimizer.groups.all.layer_decay: the group spans several modules (fusion_head, ",
+        ),
+    ],
+)
+def test_values_that_an_optimizer_does_not_take_are_refused_by_key(small_model, name, group, message):
+    with pytest.raises(ValueError) as error:
+        build(small_model, name, **group)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_options_reach_the_optimizer_per_group(small_model):
+    groups = {
+        "a": GroupConfig(lr=0.1, params=["image_branch.*"], options={"momentum": 0.9, "nesterov": True}),
+        "b": GroupConfig(lr=0.1, params=["[!i]*"], options={"momentum": 0.5}, eps=None),
+    }
+    optimizer, _ = build_optimizer(small_model, OptimizerConfig(name="SGD", groups=groups))
+    assert [(e["name"], e["momentum"], e["nesterov"]) for e in optimizer.param_groups] == [
+        ("a", 0.9, True),
+        ("b", 0.5, False),
+    ]
+
+
+def test_no_decay_splits_by_type_and_stays_one_group(small_model, optimizer_config):
+    groups = {name: replace(group, no_decay=True, weight_decay=0.1) for name, group in optimizer_config.groups.items()}
+    optimizer, built = build_optimizer(small_model, replace(optimizer_config, groups=groups))
+    spared = {p for entry in optimizer.param_groups if entry["weight_decay"] == 0 for p in entry["params"]}
+    names = {name for name, p in small_model.named_parameters() if p in spared}
+    assert names == {name for name, p in small_model.named_parameters() if p.dim() == 1}  # here all are bias or norm
+    assert [group.name for group in built] == list(GROUP_NAMES)
+    assert [len(group.param_groups) for group in built] == [2, 2, 2, 2]
+    # Proof by training: without gradient, AdamW moves a parameter by its decay alone.
+    before = {name: p.detach().clone() for name, p in small_model.named_parameters()}
+    for parameter in small_model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    moved = {name for name, p in small_model.named_parameters() if not torch.equal(before[name], p)}
+    assert moved == {name for name, p in small_model.named_parameters() if p.dim() > 1}
+    assert describe_groups(built)[0]["weight_decay"] == 0.1
+    assert "3 tensors" in group_table(built).splitlines()[2]  # two biases and the norm's weight
+
+
+def test_layer_decay_by_hand(small_model, optimizer_config):
+    groups = dict(optimizer_config.groups)
+    groups["temporal_branch"] = replace(groups["temporal_branch"], layer_decay=0.8, no_decay=True, lr=1.0)
+    optimizer, built = build_optimizer(small_model, replace(optimizer_config, groups=groups))
+    lr_of = {p: entry["lr"] for entry in optimizer.param_groups for p in entry["params"]}
+    lstm = small_model.temporal_branch.lstm
+    assert lr_of[lstm.weight_ih_l1] == lr_of[lstm.bias_ih_l1] == 1.0
+    assert lr_of[lstm.weight_ih_l0] == lr_of[lstm.bias_hh_l0] == pytest.approx(0.8)
+    assert "0.8 to 1" in group_table(built).splitlines()[3]
+    assert hyperparameters(built)["temporal_branch"]["lr"] == 1.0
+
+
+def test_layer_decay_of_modules_side_by_side_is_refused(small_model, optimizer_config):
+    groups = dict(optimizer_config.groups)
+    groups["unimodal_heads"] = replace(groups["unimodal_heads"], layer_decay=0.8)
+    with pytest.raises(ValueError) as error:
+        build_optimizer(small_model, replace(optimizer_config, groups=groups))
+    assert str(error.value) == (
+        "optimizer.groups.unimodal_heads.layer_decay: unimodal_heads is no sequence: its modules (image_branch, "
+        "temporal_branch) stand side by side and have no order of layers; leave layer_decay out"
+    )
+
+
+@pytest.mark.parametrize(
+    "architecture", ["mobilenet_v2", "resnet18", "efficientnet_b0", "convnext_tiny", "regnet_y_400mf", "swin_t"]
+)
+def test_layer_decay_falls_geometrically_from_output_to_stem(architecture):
+    model = nn.ModuleDict({"image_branch": remove_classification_layer(build_network(architecture))})
+    groups = {"image_branch": GroupConfig(lr=1.0, layer_decay=0.8)}
+    optimizer, _ = build_optimizer(model, OptimizerConfig(name="AdamW", groups=groups))
+    lrs = sorted(entry["lr"] for entry in optimizer.param_groups)
+    assert lrs == pytest.approx([0.8**i for i in reversed(range(len(lrs)))])
+    lr_of = {p: entry["lr"] for entry in optimizer.param_groups for p in entry["params"]}
+    parameters = list(model.parameters())
+    assert lr_of[parameters[0]] == lrs[0] and lr_of[parameters[-1]] == 1.0
