@@ -18,7 +18,7 @@ from app.commands.describe import describe_end, describe_run, describe_scores
 from app.config import load_config, save_config
 from app.evaluation.figures import prediction_grid
 from app.evaluation.predictions import predict, validate
-from app.learning_rates.learning_rates import replay
+from app.learning_rates.replay import replay
 from app.messages import progress_bar, report_error, survive_lost_output, warn
 from app.param_groups.groups import parameter_table
 from app.records.checkpoint import load_checkpoint, save_checkpoint
@@ -117,7 +117,7 @@ def train(run: Run) -> None:
         val = validate(parts.model, loaders["val"], metrics, **run.placement)
         monitors = {f"val/{name}": value for name, value in val.items()}
         events = rates.after_validation(monitors, epoch=position.epoch, step=position.step)
-        best_weights.keep(events)
+        events = best_weights.keep(events)
         run_log.validation(now, val, rates.curves(), draw_predictions(run))
         if config.statistics.histograms_every and position.epoch % config.statistics.histograms_every == 0:
             run_log.histograms(now, run.groups)

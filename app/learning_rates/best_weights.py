@@ -1,9 +1,10 @@
 """`restore_best`: the weights that a group had when its monitor was best, put back when its lr falls."""
 
-from typing import Any
+from dataclasses import replace
 
 import torch
 
+from app.learning_rates.events import LrEvent
 from app.learning_rates.learning_rates import LearningRates
 from app.param_groups.freezing import Freezing
 from app.param_groups.groups import Group
@@ -22,31 +23,34 @@ class BestWeights:
                 self.live[group.name] |= {f"{norm_name}.{name}": buffer for name, buffer in norm.named_buffers()}
         self.kept: dict[str, dict[str, torch.Tensor]] = {}
 
-    def keep(self, events: list[dict[str, Any]]) -> None:
+    def keep(self, events: list[LrEvent]) -> list[LrEvent]:
         """After a validation: copies the groups whose monitor has just improved, and marks the events to restore.
 
-        Where several rules reduce a group after the same validation, the first in the config restores it.
+        Where several rules act on a group after the same validation, the first in the config restores it.
         """
         for key, rule in self.rules.items():
             if rule.improved:
                 self.kept[key] = {name: tensor.clone() for name, tensor in self.live[rule.group].items()}
         restored: set[str] = set()
+        marked = []
         for event in events:
-            event["restored"] = event["group"] not in restored and _rule_of(event) in self.kept
-            if event["restored"]:
-                restored.add(event["group"])
+            restores = event.group not in restored and _rule_of(event) in self.kept
+            if restores:
+                restored.add(event.group)
+            marked.append(replace(event, restored=restores))
+        return marked
 
     @torch.no_grad()
-    def restore(self, events: list[dict[str, Any]], optimizer: torch.optim.Optimizer) -> bool:
+    def restore(self, events: list[LrEvent], optimizer: torch.optim.Optimizer) -> bool:
         """Puts back the groups of the marked events, and touches no other. Returns whether there was one.
 
         The group's moments start afresh: they belong to the weights that have just been left.
         """
-        marked = [event for event in events if event["restored"]]
+        marked = [event for event in events if event.restored]
         for event in marked:
             for name, best in self.kept[_rule_of(event)].items():
-                self.live[event["group"]][name].copy_(best)
-            for parameter in self.parameters[event["group"]]:
+                self.live[event.group][name].copy_(best)
+            for parameter in self.parameters[event.group]:
                 optimizer.state.pop(parameter, None)
         return bool(marked)
 
@@ -73,6 +77,6 @@ class BestWeights:
         return without
 
 
-def _rule_of(event: dict[str, Any]) -> str:
+def _rule_of(event: LrEvent) -> str:
     """The key of the rule that made an event."""
-    return f"{event['rule']} {event['group']}"
+    return f"{event.rule} {event.group}"

@@ -8,8 +8,9 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from app.config_schema import Config, GroupConfig, LearningRatesConfig, ReductionConfig, ScheduleConfig
-from app.evaluation.metrics import DIRECTIONS, direction
+from app.config_schema import GroupConfig, LearningRatesConfig, ReductionConfig, ScheduleConfig
+from app.evaluation.metrics import direction
+from app.learning_rates.events import LrEvent
 
 
 @dataclass
@@ -190,7 +191,7 @@ class LearningRates:
             for entry in entries:
                 entry["lr"] = lr * entry["lr_scale"]
 
-    def after_validation(self, metrics: dict[str, float], *, epoch: int, step: int) -> list[dict[str, Any]]:
+    def after_validation(self, metrics: dict[str, float], *, epoch: int, step: int) -> list[LrEvent]:
         """Lets each reduction look at its monitor; returns one event for each lr that falls.
 
         epoch: finished epochs. A group that is still frozen or warming up is not judged.
@@ -212,12 +213,24 @@ class LearningRates:
             if lowered >= before:
                 rule.exhausted = True
                 continue
-            event = {"group": group, "from": self.lr(group, step, epoch), "cause": config.rule, "rule": rule.index}
+            lr_before = self.lr(group, step, epoch)
             self.reduction[group] = lowered
             for other in self.rules:
                 other.exhausted &= other.group != group  # at an lr that the group has just left
-            event |= {"to": self.lr(group, step, epoch), "monitor": config.monitor, "value": value, "best": best}
-            events.append(event | {"factor": config.factor, "min_lr": config.min_lr, "restored": False})
+            events.append(
+                LrEvent(
+                    group=group,
+                    lr_before=lr_before,
+                    lr_after=self.lr(group, step, epoch),
+                    cause=config.rule,
+                    rule=rule.index,
+                    monitor=config.monitor,
+                    value=value,
+                    best=best,
+                    factor=config.factor,
+                    min_lr=config.min_lr,
+                )
+            )
         if self.stop and not math.isnan(value := metrics[self.config.stop.monitor]):
             self.stop_count = 0 if self.stop.take(value) else self.stop_count + 1
         return events
@@ -227,7 +240,7 @@ class LearningRates:
         watched = dict.fromkeys(rule.config.monitor for rule in self.rules)
         return [monitor for monitor in watched if math.isnan(metrics[monitor])]
 
-    def start_epoch(self, *, epoch: int, step: int) -> list[dict[str, Any]]:
+    def start_epoch(self, *, epoch: int, step: int) -> list[LrEvent]:
         """Call before each epoch, with the epochs and steps finished: one event for each group that starts to train."""
         events = []
         for name, config in self.groups.items():
@@ -237,7 +250,7 @@ class LearningRates:
                 self.frozen.remove(name)
                 self.unfrozen_at[name] = step
                 full = self.lr(name, step + config.unfreeze_warmup_steps, epoch)
-                events.append({"group": name, "from": 0.0, "to": full, "cause": "unfreeze"})
+                events.append(LrEvent(group=name, lr_before=0.0, lr_after=full, cause="unfreeze"))
         return events
 
     def should_stop(self) -> str | None:
@@ -401,44 +414,3 @@ def _describe_rule(config: ReductionConfig) -> str:
     best = "lowest" if direction(config.monitor) == "min" else "highest"
     restored = f", with the weights of the {best} {config.monitor}" if config.restore_best else ""
     return f"x{config.factor:g} when {when}{since}, down to {config.min_lr:g}{restored}"
-
-
-def describe_event(event: dict[str, Any]) -> str:
-    change = f"lr of {event['group']} {event['from']:.3g} -> {event['to']:.3g}"
-    if event["cause"] == "unfreeze":
-        return f"{change}: unfrozen"
-    restored = "; its best weights are back, its moments start afresh" if event["restored"] else ""
-    best = f", best {event['best']:.4f}" if event["best"] is not None else ""
-    return f"{change} ({event['cause']}): {event['monitor']} is {event['value']:.4f}{best}{restored}"
-
-
-def replay(config: Config, validations: list[dict[str, Any]]) -> str:
-    """The lr path that the config's rules would have taken on recorded validations, as a table with the events.
-
-    validations: records of metrics.jsonl: "epoch", "step" and metrics. Raises ValueError where the rules watch
-    a metric that was not recorded.
-    """
-    metrics = [{f"val/{name}": value for name, value in record.items()} for record in validations]
-    monitors = [monitor for monitor in metrics[0] if monitor.rpartition("/")[2] in DIRECTIONS]
-    first = validations[0]
-    rates = LearningRates(
-        config.optimizer.groups,
-        {},
-        config.learning_rates,
-        monitors=monitors,
-        steps_per_epoch=max(1, first["step"] // first["epoch"]),
-        epochs=config.run.epochs,
-    )
-    lines = ["epoch  " + "  ".join(f"{name:>16s}" for name in rates.groups) + "   (lr after that epoch's validation)"]
-    rates.start_epoch(epoch=0, step=0)
-    for record, values in zip(validations, metrics, strict=True):
-        epoch, step = record["epoch"], record["step"]
-        events = rates.after_validation(values, epoch=epoch, step=step)
-        events += rates.start_epoch(epoch=epoch, step=step)
-        lrs = [0.0 if name in rates.frozen else rates.lr(name, step, epoch) for name in rates.groups]
-        lines.append(f"{epoch:5d}  " + "  ".join(f"{lr:16.4g}" for lr in lrs))
-        lines += [f"       {describe_event(event)}" for event in events]
-        if reason := rates.should_stop():
-            lines.append(f"       training would stop here: {reason}")
-            break
-    return "\n".join(lines)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from app.learning_rates.learning_rates import describe_event
+from app.learning_rates.events import LrEvent
 from app.messages import writing
 from app.param_groups.groups import Group
 from app.records.tensorboard import TensorBoard
@@ -61,12 +61,12 @@ class RunLog:
             weights = torch.cat([p.detach().flatten() for p in parameters])
             self.board.histograms(now["step"], group.name, weights, torch.cat(grads) if grads else None)
 
-    def lr_events(self, now: dict, events: list[dict]) -> None:
+    def lr_events(self, now: dict, events: list[LrEvent]) -> None:
         """Into the file, onto the board and the terminal."""
         for event in events:
-            text = describe_event(event)
-            self.events.write({**now, **event})
-            self.board.lr_event(now["step"], event, text)
+            record, text = event.as_record(), event.describe()
+            self.events.write({**now, **record})
+            self.board.lr_event(now["step"], record, text)
             print(f"  {text}")
 
     def close(self) -> None:

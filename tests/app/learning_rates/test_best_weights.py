@@ -5,7 +5,6 @@ import torch
 
 from app.config_schema import ReductionConfig
 from app.learning_rates.best_weights import BestWeights
-from app.learning_rates.learning_rates import describe_event
 from app.param_groups.freezing import Freezing
 from app.param_groups.optimizer import build_optimizer
 
@@ -38,8 +37,8 @@ def set_all(model, value):
 def validate(rates, best, loss, epoch, accuracy=0.5):
     metrics = {"val/loss": loss, "val/accuracy": accuracy}
     events = rates.after_validation(metrics, epoch=epoch, step=10 * epoch)
-    best.keep(events)
-    assert best.restore(events, best.optimizer) == any(event["restored"] for event in events)
+    events = best.keep(events)
+    assert best.restore(events, best.optimizer) == any(event.restored for event in events)
     return events
 
 
@@ -48,8 +47,8 @@ def test_the_reduced_groups_weights_and_statistics_come_back_and_no_others(small
     for epoch, loss in enumerate([1.0, 0.5, 0.7], start=1):
         set_all(small_model, epoch)
         events = validate(rates, best, loss, epoch)
-    assert [event["restored"] for event in events] == [True]
-    assert "its best weights are back, its moments start afresh" in describe_event(events[0])
+    assert [event.restored for event in events] == [True]
+    assert "its best weights are back, its moments start afresh" in events[0].describe()
     for name, value in small_model.state_dict().items():
         expected = 2 if name.startswith("image_branch.") else 3
         assert (value == expected).all(), name
@@ -74,7 +73,7 @@ def test_without_restore_best_nothing_is_kept_and_nothing_comes_back(small_model
     for epoch, loss in enumerate([1.0, 2.0], start=1):
         set_all(small_model, epoch)
         events = validate(rates, best, loss, epoch)
-    assert [event["restored"] for event in events] == [False]
+    assert [event.restored for event in events] == [False]
     assert best.state_dict() == {}
     assert all((value == 2).all() for value in small_model.state_dict().values())
 
@@ -87,7 +86,7 @@ def test_a_rule_without_restore_best_restores_nothing_beside_a_sibling_that_has_
     restored = []
     for epoch, loss in enumerate([1.0, 2.0, 2.0, 2.0], start=1):
         set_all(small_model, epoch)
-        restored.append([event["restored"] for event in validate(rates, best, loss, epoch)])
+        restored.append([event.restored for event in validate(rates, best, loss, epoch)])
     assert restored == [[], [False], [False], [True, False][::order]]
     assert (small_model.image_branch[0].weight == 1).all()
 
@@ -98,7 +97,7 @@ def test_of_two_rules_that_restore_at_once_the_first_in_the_config_does(small_mo
     # The best accuracy is that of epoch 1, the best loss that of epoch 2.
     for epoch, (loss, accuracy) in enumerate([(1.0, 0.9), (0.5, 0.9), (2.0, 0.1)], start=1):
         set_all(small_model, epoch)
-        restored.append([event["restored"] for event in validate(rates, best, loss, epoch, accuracy)])
+        restored.append([event.restored for event in validate(rates, best, loss, epoch, accuracy)])
     assert restored == [[], [True], [True, False]]
     assert (small_model.image_branch[0].weight == 1).all()
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.config_schema import GroupConfig, LearningRatesConfig, ReductionConfig, ScheduleConfig, StopConfig
-from app.learning_rates.learning_rates import LearningRates, describe_event, replay
+from app.learning_rates.learning_rates import LearningRates
 from app.param_groups.optimizer import build_optimizer
 
 LRS = {"image_branch": 0.1, "temporal_branch": 0.01, "fusion_head": 0.001, "unimodal_heads": 0.0001}
@@ -66,12 +66,12 @@ def test_a_group_is_reduced_after_patience_plus_one_bad_validations_and_others_k
     before = lrs(rates)
     # The first is the best; 1.0 again is no improvement; the second bad one reduces, and counting starts again.
     ((epoch, event),) = feed(rates, [1.0, 1.0, 1.5, 1.5])
-    assert (epoch, event["group"], event["from"], event["to"]) == (3, "temporal_branch", 0.01, pytest.approx(0.001))
-    assert (event["monitor"], event["value"], event["best"], event["cause"]) == ("val/loss", 1.5, 1.0, "plateau")
+    assert (epoch, event.group, event.lr_before, event.lr_after) == (3, "temporal_branch", 0.01, pytest.approx(0.001))
+    assert (event.monitor, event.value, event.best, event.cause) == ("val/loss", 1.5, 1.0, "plateau")
     after = lrs(rates)
     assert after[1] == pytest.approx(0.001)
     assert [after[0], *after[2:]] == [before[0], *before[2:]]
-    assert "temporal_branch 0.01 -> 0.001 (plateau): val/loss is 1.5000, best 1.0000" in describe_event(event)
+    assert "temporal_branch 0.01 -> 0.001 (plateau): val/loss is 1.5000, best 1.0000" in event.describe()
 
 
 def test_groups_watch_their_own_monitor():
@@ -81,7 +81,7 @@ def test_groups_watch_their_own_monitor():
     reduced = []
     for epoch, (loss, own) in enumerate([(1.0, 1.0), (0.5, 1.1), (0.6, 0.9)], start=1):
         metrics = {"val/loss": loss, "val/image_branch/loss": own, "val/accuracy": 0}
-        reduced.append([event["group"] for event in rates.after_validation(metrics, epoch=epoch, step=10 * epoch)])
+        reduced.append([event.group for event in rates.after_validation(metrics, epoch=epoch, step=10 * epoch)])
     assert reduced == [[], ["image_branch"], ["fusion_head"]]
 
 
@@ -89,13 +89,13 @@ def test_warmup_does_not_undo_a_reduction_and_holds_the_counters():
     rates = make(reduction(["image_branch"], patience=0), warmup_steps=30)
     # Validations after epochs 1 and 2 fall into the warm-up of 30 steps: they say nothing.
     events = feed(rates, [1.0, 9.0, 2.0, 1.5, 3.0])
-    assert [(epoch, event["best"]) for epoch, event in events] == [(5, 1.5)]
+    assert [(epoch, event.best) for epoch, event in events] == [(5, 1.5)]
     assert [lrs(rates, step)[0] for step in (2, 14, 29, 50)] == pytest.approx([0.001, 0.005, 0.01, 0.01])
 
 
 def test_min_lr_is_the_floor_and_a_group_at_its_floor_makes_no_events():
     rates = make(reduction(["image_branch"], patience=0, min_lr=0.004))
-    assert [event["to"] for _, event in feed(rates, [1.0] * 5)] == pytest.approx([0.01, 0.004])
+    assert [event.lr_after for _, event in feed(rates, [1.0] * 5)] == pytest.approx([0.01, 0.004])
     assert lrs(rates)[0] == pytest.approx(0.004)
 
 
@@ -106,7 +106,7 @@ def test_cooldown_holds_the_count_after_a_reduction():
 
 def test_start_epoch_is_the_first_validation_that_counts():
     rates = make(reduction(["image_branch"], patience=0, start_epoch=4))
-    assert [(epoch, event["best"]) for epoch, event in feed(rates, [0.1, 0.2, 0.3, 1.0, 1.1])] == [(5, 1.0)]
+    assert [(epoch, event.best) for epoch, event in feed(rates, [0.1, 0.2, 0.3, 1.0, 1.1])] == [(5, 1.0)]
 
 
 def test_nan_is_neither_better_nor_worse_and_is_named():
@@ -167,7 +167,7 @@ def test_equals_torch_on_one_group_and_leaves_the_others_untouched(values, monit
 def test_threshold_rule(rule, values, epochs):
     rates = make(threshold(["image_branch", "fusion_head"], **rule))
     events = feed(rates, values)
-    assert [epoch for epoch, event in events if event["group"] == "image_branch"] == epochs
+    assert [epoch for epoch, event in events if event.group == "image_branch"] == epochs
     assert lrs(rates)[0] == pytest.approx(0.1 * 0.1 ** len(epochs))
     assert lrs(rates)[1] == LRS["temporal_branch"]
 
@@ -190,7 +190,9 @@ def test_schedules_by_hand():
 def test_a_schedule_and_a_reduction_multiply_and_the_event_says_the_lr_as_it_is():
     rates = make(reduction(["image_branch"], patience=0), schedules={"image_branch": ScheduleConfig(name="linear")})
     ((_, event),) = feed(rates, [1.0, 1.0])  # after 20 of 100 steps
-    assert event["from"] == pytest.approx(0.1 * (1 - 20 / 99)) and event["to"] == pytest.approx(0.1 * event["from"])
+    assert event.lr_before == pytest.approx(0.1 * (1 - 20 / 99)) and event.lr_after == pytest.approx(
+        0.1 * event.lr_before
+    )
     assert lrs(rates, 0)[0] == pytest.approx(0.01)
     assert lrs(rates, 33)[0] == pytest.approx(0.01 * 2 / 3)
 
@@ -200,11 +202,11 @@ def test_a_frozen_group_is_not_judged_and_warms_up_on_its_own():
     rates = make(reduction(["image_branch", "fusion_head"], patience=0), groups=groups)
     events = feed(rates, [1.0, 2.0, 3.0, 4.0, 5.0])
     # fusion_head is judged from the first validation; image_branch from the fourth, its first as a trained group.
-    judged = {name: [epoch for epoch, e in events if e["group"] == name] for name in ("fusion_head", "image_branch")}
+    judged = {name: [epoch for epoch, e in events if e.group == name] for name in ("fusion_head", "image_branch")}
     assert judged == {"fusion_head": [2, 3, 4, 5], "image_branch": [5]}
     fresh = make(groups=groups)
     events = [event for epoch in range(10) for event in fresh.start_epoch(epoch=epoch, step=10 * epoch)]
-    assert [describe_event(event) for event in events] == ["lr of image_branch 0 -> 0.1: unfrozen"]
+    assert [event.describe() for event in events] == ["lr of image_branch 0 -> 0.1: unfrozen"]
     assert [lrs(fresh, 30 + i)[0] for i in range(6)] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1, 0.1])
     resumed = make(groups=groups)  # in the middle of the warm-up
     resumed.load_state_dict(fresh.state_dict())
@@ -376,7 +378,7 @@ def test_a_freeze_until_that_was_moved_acts_from_now_with_event_and_warmup():
     after = make(groups={"image_branch": {"freeze_until": 2, "unfreeze_warmup_steps": 5}})
     after.load_state_dict(before.state_dict())
     (event,) = after.start_epoch(epoch=5, step=50)
-    assert (event["group"], event["cause"], event["to"]) == ("image_branch", "unfreeze", pytest.approx(0.1))
+    assert (event.group, event.cause, event.lr_after) == ("image_branch", "unfreeze", pytest.approx(0.1))
     assert [lrs(after, 50 + i)[0] for i in range(6)] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1, 0.1])
     assert after.start_epoch(epoch=6, step=60) == []
     # A group that trained from the start was never frozen, whatever freeze_until says of the past.
@@ -386,9 +388,7 @@ def test_a_freeze_until_that_was_moved_acts_from_now_with_event_and_warmup():
     # Frozen again by the new config, and unfrozen once more.
     again = make(groups={"image_branch": {"freeze_until": 7, "unfreeze_warmup_steps": 5}})
     again.load_state_dict(after.state_dict())
-    events = [
-        (epoch, event["cause"]) for epoch in (6, 7, 8) for event in again.start_epoch(epoch=epoch, step=10 * epoch)
-    ]
+    events = [(epoch, event.cause) for epoch in (6, 7, 8) for event in again.start_epoch(epoch=epoch, step=10 * epoch)]
     assert events == [(7, "unfreeze")]
     assert lrs(again, 70)[0] == pytest.approx(0.02)
 
@@ -437,25 +437,3 @@ def test_state_continues_where_it_was_and_settings_come_from_the_config():
 def test_an_unknown_monitor_is_named_with_the_known_ones(changes, key):
     with pytest.raises(ValueError, match=rf"{key}.monitor: 'val/los' is not a validation metric; known: val/loss"):
         make(**changes)
-
-
-def test_replay_takes_the_path_that_training_took(config):
-    rules = [reduction(["temporal_branch"], patience=0), reduction(["image_branch"], "val/image_branch/loss")]
-    from dataclasses import replace
-
-    config = replace(config, learning_rates=LearningRatesConfig(warmup_steps=0, reductions=rules))
-    losses = [1.0, 0.9, 0.95, 0.8]
-    records = [
-        {"kind": "val", "epoch": e, "step": 66 * e, "loss": loss, "image_branch/loss": 1.0}
-        for e, loss in enumerate(losses, start=1)
-    ]
-    lines = replay(config, records).splitlines()
-    assert [line.split()[1:3] for line in lines if line.split()[0].isdigit()] == [
-        ["0.0005", "0.006"],
-        ["0.0005", "0.006"],
-        ["5e-05", "0.0006"],
-        ["5e-05", "0.0006"],
-    ]
-    assert sum("lr of temporal_branch 0.006 -> 0.0006" in line for line in lines) == 1
-    with pytest.raises(ValueError, match="'val/image_branch/loss' is not a validation metric"):
-        replay(config, [{"kind": "val", "epoch": 1, "step": 66, "loss": 1.0}])
