@@ -1,4 +1,4 @@
-"""`restore_best`: the weights that a group had when its monitor was best, put back when its lr falls."""
+"""`restore_best`: the weights that a group had when its monitor was best, put back when the rule changes its lr."""
 
 from dataclasses import replace
 
@@ -62,7 +62,7 @@ class BestWeights:
 
         Returns a line for each rule that has a best value but no weights of it.
         """
-        without = []
+        self.kept, without = {}, []
         for key, rule in self.rules.items():
             if rule.best_from is None:
                 continue

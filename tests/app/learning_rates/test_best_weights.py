@@ -120,6 +120,18 @@ def test_the_copy_survives_a_stop(small_model, set_up):
     assert (small_model.fusion_head.layers[0].weight == 2).all()
 
 
+def test_what_is_loaded_is_what_was_saved_and_nothing_of_before(small_model, set_up):
+    rates, best = set_up()
+    validate(rates, best, 1.0, 1)
+    _, resumed, _ = resume(set_up, rates, best)
+    assert resumed.state_dict().keys() == best.state_dict().keys() == {"0 image_branch"}
+    for name, tensor in best.state_dict()["0 image_branch"].items():
+        assert torch.equal(resumed.state_dict()["0 image_branch"][name], tensor), name
+    untrained, _ = set_up()
+    resumed.rules = {rule.key: rule for rule in untrained.rules}
+    assert resumed.load_state_dict({}) == [] and resumed.state_dict() == {}
+
+
 def test_the_copy_follows_its_rule_to_another_place_in_the_list(small_model, set_up):
     rates, best = set_up(set_up.rule, replace(set_up.rule, patience=1))
     set_all(small_model, 1)
