@@ -3,7 +3,7 @@
     python evaluate.py --checkpoint runs/fusion/checkpoints/best.pt
     python evaluate.py --checkpoint runs/fusion/checkpoints/best.pt --split val --output somewhere/else
 
-Needs the checkpoint only: config, class names and normalisation are inside.
+Needs the checkpoint only: config, data spec and what the image weights implied are inside.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def evaluate(checkpoint: Path, split: str, output: str | None, device_name: str)
         parts.model, make_loader(parts.splits[split], trained.batch_size), **trained.placement
     ):
         metrics.update(batch_output, batch)
-        predictions += rows_of(batch, batch_output, parts.class_names)
+        predictions += rows_of(batch, batch_output, list(parts.data_spec.class_names))
 
     report = {
         "checkpoint": str(checkpoint),

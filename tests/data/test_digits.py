@@ -6,7 +6,7 @@ import torch
 from data import digits
 from data.loaders import make_loader
 
-# What load_splits needs of the image network: ImageNet's mean and deviation.
+# What the splits need of the image network: ImageNet's mean and deviation.
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 
@@ -18,9 +18,13 @@ def data_config():
     return replace(load_config(ROOT / "configs" / "fusion.yaml")[0].data, image_size=16)
 
 
+def splits_of(config, *, seed=0, saved=None, image=IMAGENET):
+    return digits.Digits(config, saved).splits(seed=seed, **image)
+
+
 @pytest.fixture(scope="module")
 def splits(data_config):
-    return digits.load_splits(data_config, seed=0, **IMAGENET)[0]
+    return splits_of(data_config)
 
 
 def rows(dataset, epoch, indices):
@@ -43,7 +47,7 @@ def test_no_recording_and_no_image_is_in_two_splits(splits):
 
 def test_pairs_are_of_one_class(data_config):
     quiet = replace(data_config, image_noise=0.0, sequence_noise=0.0, image_size=8)
-    splits, _ = digits.load_splits(quiet, seed=0, **IMAGENET)
+    splits = splits_of(quiet)
     for split in splits.values():
         batch = rows(split, 3, list(range(0, len(split), 7)))
         by_pixels = {}
@@ -57,14 +61,16 @@ def test_pairs_are_of_one_class(data_config):
 
 def test_normalisation_comes_from_the_training_split_alone(data_config, splits):
     quiet = replace(data_config, sequence_noise=0.0)
-    quiet_splits, normalisation = digits.load_splits(quiet, seed=0, **IMAGENET)
+    source = digits.Digits(quiet)
+    quiet_splits, normalisation = source.splits(seed=0, **IMAGENET), source.spec.normalisation
     batch = rows(quiet_splits["train"], 0, list(range(2100)))
     real = torch.arange(batch["sequence"].shape[1]) < batch["length"][:, None]
     frames = batch["sequence"][:, :, :13][real]
     torch.testing.assert_close(frames.mean(0), torch.zeros(13), atol=1e-4, rtol=0)
     torch.testing.assert_close(frames.std(0), torch.ones(13), atol=1e-4, rtol=0)
-    again, same = digits.load_splits(quiet, seed=0, **IMAGENET, normalisation={"mean": [0.0] * 13, "std": [2.0] * 13})
-    assert same == {"mean": [0.0] * 13, "std": [2.0] * 13}
+    saved = replace(source.spec, normalisation={"mean": [0.0] * 13, "std": [2.0] * 13})
+    assert digits.Digits(quiet, saved).spec == saved
+    again = splits_of(quiet, saved=saved)
     assert len(normalisation["mean"]) == 13
     raw = again["val"].recordings.mfcc * 2
     mean, std = torch.tensor(normalisation["mean"]), torch.tensor(normalisation["std"])
@@ -83,7 +89,7 @@ def test_a_sample_does_not_depend_on_its_batch(splits):
 
 
 def test_training_pairs_are_drawn_anew_each_epoch_and_from_the_seed(data_config, splits):
-    other_seed = digits.load_splits(data_config, seed=1, **IMAGENET)[0]
+    other_seed = splits_of(data_config, seed=1)
     first = rows(splits["train"], 0, [1, 2, 3])
     assert torch.equal(first["image"], rows(splits["train"], 0, [1, 2, 3])["image"])
     for other in (rows(splits["train"], 1, [1, 2, 3]), rows(other_seed["train"], 0, [1, 2, 3])):
@@ -92,7 +98,7 @@ def test_training_pairs_are_drawn_anew_each_epoch_and_from_the_seed(data_config,
 
 
 def test_validation_and_test_never_change(data_config, splits):
-    other_seed = digits.load_splits(data_config, seed=1, **IMAGENET)[0]
+    other_seed = splits_of(data_config, seed=1)
     for name in ("val", "test"):
         first = rows(splits[name], 0, [1, 2, 3])
         for other in (rows(splits[name], 5, [1, 2, 3]), rows(other_seed[name], 0, [1, 2, 3])):
@@ -101,10 +107,8 @@ def test_validation_and_test_never_change(data_config, splits):
 
 
 def test_noise_has_its_stated_size(data_config, splits):
-    quiet = digits.load_splits(
-        replace(data_config, image_noise=0.0, sequence_noise=0.0, image_size=8), seed=0, **IMAGENET
-    )[0]
-    noisy = digits.load_splits(replace(data_config, image_size=8), seed=0, **IMAGENET)[0]
+    quiet = splits_of(replace(data_config, image_noise=0.0, sequence_noise=0.0, image_size=8))
+    noisy = splits_of(replace(data_config, image_size=8))
     indices = list(range(400))
     a, b = rows(quiet["train"], 0, indices), rows(noisy["train"], 0, indices)
     assert ((b["image"] - a["image"])[:, 0] * 0.229).std().item() == pytest.approx(0.25, rel=0.03)
@@ -122,8 +126,8 @@ def test_batches_have_the_documented_shapes(splits):
 
 
 def test_images_have_the_mean_and_deviation_that_were_asked_for(data_config):
-    a = rows(digits.load_splits(data_config, seed=0, **IMAGENET)[0]["val"], 0, [1, 2])["image"]
+    a = rows(splits_of(data_config)["val"], 0, [1, 2])["image"]
     other = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
-    b = rows(digits.load_splits(data_config, seed=0, **other)[0]["val"], 0, [1, 2])["image"]
+    b = rows(splits_of(data_config, image=other)["val"], 0, [1, 2])["image"]
     mean, std = (torch.tensor(IMAGENET[f"image_{name}"]).view(3, 1, 1) for name in ("mean", "std"))
     torch.testing.assert_close(b * 0.5 + 0.5, a * std + mean)

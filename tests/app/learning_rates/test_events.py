@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from app.learning_rates.events import LrEvent
-from app.records.run_folder import to_json
+from app.records.run_log import to_json
 
 REDUCED = LrEvent(
     group="fusion_head",

@@ -1,0 +1,166 @@
+"""A second source: one class and one line in SOURCES, and train.py and evaluate.py work with it."""
+
+import csv
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+import evaluate
+import train
+from app.config import parse_config
+from app.randomness import stream
+from data.digits import Digits
+from data.source import SOURCES, make_source
+from data.spec import DataSpec
+from tests.conftest import ROOT
+
+CLASS_NAMES = ("slow", "fast", "faster")
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+SPLITS = {"train": range(0, 96), "val": range(96, 126), "test": range(126, 156)}
+
+
+class Waves:
+    """Five phases of a sine whose frequency is the class, beside a picture of as many stripes; 3 to 12 frames."""
+
+    def __init__(self, config, saved=None):
+        self.config = config
+        self.label = torch.arange(156) % 3
+        self.length = 3 + torch.arange(156) % 10
+        generator = stream("waves")
+        angle = (self.label[:, None] + 1) * torch.arange(12) * math.pi / 12  # (N, T)
+        phase = torch.arange(5) * math.tau / 5
+        waves = 40 * torch.sin(angle[:, :, None] + phase) + torch.randn(156, 12, 5, generator=generator)
+        self.inside = (torch.arange(12) < self.length[:, None])[:, :, None]
+        self.sequence = waves * self.inside
+        frames = waves[SPLITS["train"]][self.inside[SPLITS["train"], :, 0]]
+        measured = {"mean": frames.mean(0).tolist(), "std": frames.std(0).tolist()}
+        self.spec = DataSpec(CLASS_NAMES, 5, saved.normalisation if saved else measured)
+
+    def splits(self, *, seed, image_mean, image_std):
+        mean, std = (torch.tensor(self.spec.normalisation[name]) for name in ("mean", "std"))
+        sequence = (self.sequence - mean) / std * self.inside
+        stripes = (torch.arange(8) * (self.label[:, None] + 1) // 4 % 2).float()[:, None, None, :].expand(-1, 3, 8, 8)
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (image_mean, image_std))
+        size = self.config.image_size
+        return {
+            split: Rows((interpolate(stripes, (size, size)) - mean) / std, sequence, self.length, self.label, rows)
+            for split, rows in SPLITS.items()
+        }
+
+
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, image, sequence, length, label, rows):
+        self.image, self.sequence, self.length, self.label = (t[rows] for t in (image, sequence, length, label))
+
+    def __len__(self):
+        return len(self.label)
+
+    def __getitem__(self, epoch_and_indices):
+        _, indices = epoch_and_indices
+        length = self.length[indices]
+        return {
+            "image": self.image[indices],
+            "sequence": self.sequence[indices, : int(length.max())],
+            "length": length,
+            "present": torch.ones(len(indices), 2, dtype=torch.bool),
+            "label": self.label[indices],
+            "index": indices,
+        }
+
+
+@pytest.fixture
+def waves(monkeypatch):
+    monkeypatch.setitem(SOURCES, "waves", Waves)
+
+
+@pytest.fixture
+def train_waves(waves, tmp_path, capsys):
+    """Trains and returns the exit code, what it printed and the run's folder."""
+
+    def call(*arguments):
+        small = ["data.source=waves", "data.batch_size=16", "model.image_branch.weights=none", "run.device=cpu"]
+        smoke = ["--config", str(ROOT / "configs" / "smoke.yaml"), f"run.folder={tmp_path}", "run.epochs=1"]
+        code = train.main([*smoke, *small, *arguments])
+        return code, capsys.readouterr(), tmp_path / "smoke"
+
+    return call
+
+
+def test_another_source_is_trained_and_evaluated(train_waves, capsys):
+    code, printed, folder = train_waves()
+    assert code == 0, printed.err
+    best = folder / "checkpoints" / "best.pt"
+    saved = torch.load(best, weights_only=True)
+    spec = saved["data_spec"]
+    assert (spec["class_names"], spec["num_features"]) == (list(CLASS_NAMES), 5)
+    assert "class_names" not in saved and "normalisation" not in saved
+    assert saved["model"]["temporal_branch.lstm.weight_ih_l0"].shape[1] == 5
+    assert saved["model"]["fusion_head.layers.3.weight"].shape[0] == 3
+
+    assert evaluate.main(["--checkpoint", str(best), "--device", "cpu"]) == 0
+    report = json.loads((folder / "evaluation" / "test" / "report.json").read_text())
+    assert report["class_names"] == list(CLASS_NAMES) and report["samples"] == 30
+    assert f"test accuracy {report['accuracy']:.4f}" in printed.out
+    with open(folder / "evaluation" / "test" / "predictions.csv", newline="") as file:
+        assert [row["label"] for row in csv.DictReader(file)] == [CLASS_NAMES[i % 3] for i in SPLITS["test"]]
+
+    # The normalisation is that of the checkpoint, not one that is measured again.
+    saved["data_spec"]["normalisation"]["std"] = [1e4] * 5
+    torch.save(saved, best)
+    assert evaluate.main(["--checkpoint", str(best), "--device", "cpu"]) == 0
+    flat = json.loads((folder / "evaluation" / "test" / "report.json").read_text())
+    assert flat["unimodal"]["temporal_branch"]["loss"] != report["unimodal"]["temporal_branch"]["loss"]
+    assert flat["unimodal"]["image_branch"] == report["unimodal"]["image_branch"]
+
+    # Nor is it measured again where the run is resumed.
+    code, printed, _ = train_waves("run.epochs=2", "--resume", str(best))
+    assert code == 0, printed.err
+    assert torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["data_spec"] == saved["data_spec"]
+
+
+def test_a_checkpoint_of_other_data_is_refused(train_waves):
+    code, _, folder = train_waves()
+    assert code == 0
+    code, printed, _ = train_waves("--resume", str(folder / "checkpoints" / "last.pt"), "data.source=digits")
+    assert code == 2
+    (line,) = printed.err.splitlines()
+    assert line.startswith("error: data.source: digits has class_names ('0', '1',")
+    assert "the checkpoint's data have ('slow', 'fast', 'faster')" in line
+
+
+def test_each_part_of_a_saved_spec_must_fit(waves, config):
+    data = replace(config.data, source="waves")
+    spec = make_source(data).spec
+    assert make_source(data, spec).spec == spec
+    for change in ({"class_names": ("slow", "fast", "fastest")}, {"num_features": 6}):
+        with pytest.raises(ValueError, match=f"waves has {next(iter(change))} .*, the checkpoint's data have "):
+            make_source(data, replace(spec, **change))
+
+
+def test_an_unknown_source_is_a_config_error_that_lists_the_known_ones(waves, tree):
+    tree["data"]["source"] = "wave"
+    with pytest.raises(ValueError) as error:
+        make_source(parse_config(tree)[0].data)
+    message = "data.source: unknown source 'wave'; did you mean 'waves'? known here: digits, waves"
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("kind", [Digits, Waves])
+def test_what_a_source_gives(kind, config):
+    source = kind(replace(config.data, image_size=16))
+    spec = source.spec
+    assert DataSpec.from_dict(spec.to_dict()) == spec
+    assert type(spec.to_dict()["class_names"]) is list
+    splits = source.splits(seed=0, **IMAGENET)
+    assert list(splits) == ["train", "val", "test"]
+    for split in splits.values():
+        batch = split[0, torch.tensor([1, 0])]
+        assert list(batch) == ["image", "sequence", "length", "present", "label", "index"]
+        assert batch["image"].shape == (2, 3, 16, 16)
+        assert batch["sequence"].shape == (2, int(batch["length"].max()), spec.num_features)
+        assert set(batch["label"].tolist()) <= set(range(len(spec.class_names)))
+        assert batch["index"].tolist() == [1, 0]
