@@ -2,7 +2,7 @@
 
 A batch is a dict:
     image     (B, 3, H, W) float32    normalised for the image branch
-    sequence  (B, T, F) float32       T is the longest of the batch; zeros behind each sequence's end
+    sequence  (B, T, F) float32       T is the longest of the batch; zeros after each sequence's end
     length    (B,) int64              frames of each sequence, 1 to T
     present   (B, 2) bool             whether the sample has its image, its sequence
     label     (B,) int64

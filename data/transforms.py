@@ -22,15 +22,15 @@ def network_image_to_rgb(image: torch.Tensor, mean: Sequence[float], std: Sequen
 
 
 def with_deltas(sequence: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-    """(B, T, F) -> (B, T, 3F): the features, their deltas and the deltas of those; zeros behind each end.
+    """(B, T, F) -> (B, T, 3F): the features, their deltas and the deltas of those; zeros after each end.
 
-    Each row equals what torchaudio.functional.compute_deltas gives for that sequence alone: the frames behind
+    Each row equals what torchaudio.functional.compute_deltas gives for that sequence alone: the frames after
     the end are filled with the last one before each pass, which is that function's own treatment of an edge.
     """
     deltas = _deltas_of_rows(sequence, length)
     features = torch.cat([sequence, deltas, _deltas_of_rows(deltas, length)], dim=2)
-    behind_end = torch.arange(sequence.shape[1]) >= length[:, None]  # (B, T)
-    return features.masked_fill(behind_end[:, :, None], 0.0)
+    after_end = torch.arange(sequence.shape[1]) >= length[:, None]  # (B, T)
+    return features.masked_fill(after_end[:, :, None], 0.0)
 
 
 def _deltas_of_rows(sequence: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
