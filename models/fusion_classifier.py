@@ -29,8 +29,8 @@ class FusionClassifier(nn.Module):
         temporal_branch: (B, T, F), (B,) -> (B, D), or None for a model that reads images only.
         fusion_head: list of embeddings -> (B, num_classes).
         unimodal_heads: branch name -> (B, D) -> (B, num_classes).
-        unimodal_gradient: how much of the unimodal heads' gradient reaches the branches. With 0 the heads
-            read detached embeddings: they learn, and change nothing else.
+        loss_weight: of the unimodal heads' losses in what trains the branches: the factor of the gradient that goes
+            on from a head to its branch. With 0 the heads read detached embeddings; they themselves always learn.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class FusionClassifier(nn.Module):
         fusion_head: nn.Module,
         unimodal_heads: dict[str, nn.Module],
         *,
-        unimodal_gradient: float = 0.0,
+        loss_weight: float = 0.0,
     ):
         super().__init__()
         self.image_branch = image_branch
         self.temporal_branch = temporal_branch
         self.fusion_head = fusion_head
         self.unimodal_heads = nn.ModuleDict(unimodal_heads)
-        self.unimodal_gradient = unimodal_gradient
+        self.loss_weight = loss_weight
 
     def forward(
         self,
@@ -64,7 +64,7 @@ class FusionClassifier(nn.Module):
             embedding = self.temporal_branch(sequence, length)
             embeddings["temporal_branch"] = embedding.masked_fill(~present[:, 1:2], 0.0)
         unimodal_logits = {
-            name: head(_scale_gradient(embeddings[name], self.unimodal_gradient))
+            name: head(_scale_gradient(embeddings[name], self.loss_weight))
             for name, head in self.unimodal_heads.items()
         }
         return Output(self.fusion_head(list(embeddings.values())), embeddings, unimodal_logits)
@@ -119,7 +119,7 @@ def build_fusion_classifier(
         temporal,
         FusionHead(list(dims.values()), num_classes, **fusion_head),
         {name: nn.Linear(dim, num_classes) for name, dim in dims.items()},
-        unimodal_gradient=unimodal_heads["loss_weight"],
+        loss_weight=unimodal_heads["loss_weight"],
     )
     if image_weights is None:
         image_weights = ImageWeights("no image branch", "", {}, list(IMAGENET_MEAN), list(IMAGENET_STD), None)

@@ -13,7 +13,7 @@ class First(nn.Module):
         return sequence[:, 0]
 
 
-def identity_model(gradient=0.0, image=True, temporal=True):
+def identity_model(loss_weight=0.0, image=True, temporal=True):
     torch.manual_seed(0)
     dims = {"image_branch": 12} if image else {}
     dims |= {"temporal_branch": 5} if temporal else {}
@@ -22,7 +22,7 @@ def identity_model(gradient=0.0, image=True, temporal=True):
         First() if temporal else None,
         FusionHead(list(dims.values()), 3, hidden_size=4),
         {name: nn.Linear(dim, 3) for name, dim in dims.items()},
-        unimodal_gradient=gradient,
+        loss_weight=loss_weight,
     )
 
 
@@ -54,15 +54,15 @@ def test_one_branch_alone(inputs, branch):
     assert list(output.embeddings) == list(output.unimodal_logits) == [f"{branch}_branch"]
 
 
-@pytest.mark.parametrize("factor", [0.0, 0.25, 1.0])
-def test_the_share_of_the_unimodal_gradient_that_reaches_a_branch(inputs, factor):
+@pytest.mark.parametrize("loss_weight", [0.0, 0.25, 1.0, 3.0])
+def test_the_unimodal_gradient_reaches_a_branch_times_the_loss_weight(inputs, loss_weight):
     image = inputs[0].requires_grad_()
-    model = identity_model(factor)
+    model = identity_model(loss_weight)
     head = model.unimodal_heads["image_branch"]
     loss = model(*inputs).unimodal_logits["image_branch"].sum()
     loss.backward()
     full = head.weight.sum(0).view(3, 2, 2).expand_as(image)
-    torch.testing.assert_close(image.grad if image.grad is not None else torch.zeros_like(image), factor * full)
+    torch.testing.assert_close(image.grad if image.grad is not None else torch.zeros_like(image), loss_weight * full)
     torch.testing.assert_close(head.weight.grad, image.detach().flatten(1).sum(0).expand(3, -1))  # whole, always
 
 

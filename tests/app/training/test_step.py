@@ -101,7 +101,7 @@ def test_detached_heads_change_nothing_in_the_rest_of_the_model(small_model, sma
 
 def test_heads_with_weight_train_the_branches(small_model, trained):
     plain, weighted = copy.deepcopy(small_model), copy.deepcopy(small_model)
-    weighted.unimodal_gradient = 0.5
+    weighted.loss_weight = 0.5
     for model in (plain, weighted):
         trained(model)
     assert not torch.equal(plain.image_branch[0].weight, weighted.image_branch[0].weight)
