@@ -25,8 +25,7 @@ _FACTS = {
     "saved_at": float,  # seconds since 1970
     "val": dict,
     "config": dict,
-    "class_names": list,
-    "normalisation": dict,
+    "data_spec": dict,
     "image_weights": dict,
     "groups": list,
 }
