@@ -1,20 +1,36 @@
-"""Joins the embeddings of the branches."""
+"""Fusion methods: from what the branches give to the logits. A new one is one class and one line in FUSIONS.
+
+A method is an nn.Module with
+
+    reads_tokens                               whether the branches shall make tokens for it
+    __init__(dims, num_classes, **settings)    dims: branch name -> Dims; settings: the config's `model.fusion_head`
+    forward(encoded, present)                  encoded: branch name -> Encoded, of the branches that the model has;
+                                               present (B, 2) bool: whether there is an image, a sequence
+                                               -> logits (B, num_classes)
+"""
 
 import torch
 from torch import nn
 
+from models.encoded import Dims, Encoded
 
-class FusionHead(nn.Module):
-    """Concatenation, hidden layer, dropout, logits: embeddings (B, D_i) -> (B, num_classes)."""
 
-    def __init__(self, embedding_dims: list[int], num_classes: int, *, hidden_size: int, dropout: float = 0.0):
+class Concat(nn.Module):
+    """Concatenated embeddings, hidden layer, dropout, logits."""
+
+    reads_tokens = False
+
+    def __init__(self, dims: dict[str, Dims], num_classes: int, *, hidden_size: int, dropout: float = 0.0):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(sum(embedding_dims), hidden_size),
+            nn.Linear(sum(branch.pooled for branch in dims.values()), hidden_size),
             nn.ReLU(),
             nn.Dropout(dropout),
             nn.Linear(hidden_size, num_classes),
         )
 
-    def forward(self, embeddings: list[torch.Tensor]) -> torch.Tensor:
-        return self.layers(torch.cat(embeddings, dim=1))
+    def forward(self, encoded: dict[str, Encoded], present: torch.Tensor) -> torch.Tensor:
+        return self.layers(torch.cat([branch.pooled for branch in encoded.values()], dim=1))
+
+
+FUSIONS: dict[str, type[nn.Module]] = {"concat": Concat}

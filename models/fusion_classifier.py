@@ -7,14 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from models.fusion import FusionHead
-from models.image_branch import measure_embedding_dim, remove_classification_layer
+from models.encoded import Encoded
+from models.fusion import FUSIONS
+from models.image_branch import encode_image, measure_dims, remove_classification_layer
 from models.pretrained import IMAGENET_MEAN, IMAGENET_STD, ImageWeights, build_pretrained, rebuild
 from models.temporal_branch import TemporalBranch
 
 
 class Output(NamedTuple):
-    """What the model says of a batch; the dicts are keyed by branch name."""
+    """What the model gives for a batch; the dicts are keyed by branch name."""
 
     logits: torch.Tensor  # (B, num_classes)
     embeddings: dict[str, torch.Tensor]  # each (B, D)
@@ -25,9 +26,9 @@ class FusionClassifier(nn.Module):
     """Late fusion of built parts (the shape of late fusion in TorchMultimodal).
 
     Args:
-        image_branch: (B, 3, H, W) -> (B, D), or None for a model that reads sequences only.
-        temporal_branch: (B, T, F), (B,) -> (B, D), or None for a model that reads images only.
-        fusion_head: list of embeddings -> (B, num_classes).
+        image_branch: (B, 3, H, W) -> (B, D), for encode_image, or None for a model that reads sequences only.
+        temporal_branch: (B, T, F), (B,) -> Encoded, or None for a model that reads images only.
+        fusion_head: a fusion method (see models/fusion.py).
         unimodal_heads: branch name -> (B, D) -> (B, num_classes).
         loss_weight: of the unimodal heads' losses in what trains the branches: the factor of the gradient that goes
             on from a head to its branch. With 0 the heads read detached embeddings; they themselves always learn.
@@ -56,18 +57,29 @@ class FusionClassifier(nn.Module):
         length: torch.Tensor,  # (B,)
         present: torch.Tensor,  # (B, 2) bool: whether there is an image, a sequence
     ) -> Output:
-        embeddings = {}
+        with_tokens = self.fusion_head.reads_tokens
+        encoded = {}
         if self.image_branch is not None:
-            embedding = self.image_branch(image).flatten(1)
-            embeddings["image_branch"] = embedding.masked_fill(~present[:, 0:1], 0.0)
+            of_image = encode_image(self.image_branch, image, with_tokens=with_tokens)
+            encoded["image_branch"] = _without_absent(of_image, present[:, 0:1])
         if self.temporal_branch is not None:
-            embedding = self.temporal_branch(sequence, length)
-            embeddings["temporal_branch"] = embedding.masked_fill(~present[:, 1:2], 0.0)
+            of_sequence = self.temporal_branch(sequence, length, with_tokens=with_tokens)
+            encoded["temporal_branch"] = _without_absent(of_sequence, present[:, 1:2])
+        embeddings = {name: branch.pooled for name, branch in encoded.items()}
         unimodal_logits = {
             name: head(_scale_gradient(embeddings[name], self.loss_weight))
             for name, head in self.unimodal_heads.items()
         }
-        return Output(self.fusion_head(list(embeddings.values())), embeddings, unimodal_logits)
+        return Output(self.fusion_head(encoded, present), embeddings, unimodal_logits)
+
+
+def _without_absent(encoded: Encoded, present: torch.Tensor) -> Encoded:
+    """Zeros for samples that are not `present` (B, 1), and for tokens that are not real."""
+    pooled = encoded.pooled.masked_fill(~present, 0.0)
+    if encoded.tokens is None:
+        return Encoded(pooled)
+    mask = present.expand(encoded.tokens.shape[:2]) if encoded.mask is None else encoded.mask & present
+    return Encoded(pooled, encoded.tokens.masked_fill(~mask[:, :, None], 0.0), mask)
 
 
 def _scale_gradient(x: torch.Tensor, factor: float) -> torch.Tensor:
@@ -110,15 +122,15 @@ def build_fusion_classifier(
         network = remove_classification_layer(network)
         # channels_last weights make convolutions run in that layout: 1.6x faster on a CPU, faster on a GPU too.
         network.to(memory_format=torch.channels_last)
-        dims["image_branch"] = measure_embedding_dim(network, image_size, architecture)
+        dims["image_branch"] = measure_dims(network, image_size, architecture)
     if temporal_branch is not None:
         temporal = TemporalBranch(num_features, **temporal_branch)
-        dims["temporal_branch"] = temporal.embedding_dim
+        dims["temporal_branch"] = temporal.dims
     model = FusionClassifier(
         network,
         temporal,
-        FusionHead(list(dims.values()), num_classes, **fusion_head),
-        {name: nn.Linear(dim, num_classes) for name, dim in dims.items()},
+        FUSIONS["concat"](dims, num_classes, **fusion_head),
+        {name: nn.Linear(branch.pooled, num_classes) for name, branch in dims.items()},
         loss_weight=unimodal_heads["loss_weight"],
     )
     if image_weights is None:

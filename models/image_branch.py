@@ -8,8 +8,24 @@ import torchvision
 from torch import nn
 from torchvision.models import WeightsEnum
 
+from models.encoded import Dims, Encoded
+
 # Number of classes that torchvision's networks are built for. It marks the layer to take off.
 _IMAGENET_CLASSES = 1000
+# The module of torchvision's networks that gives the last map, before it is pooled: (B, C, H, W), or (B, 1 + N, C) of
+# ViT's encoder. Of Swin's two, `permute` is the last.
+_LAST_MAP = (
+    "permute",
+    "features",
+    "layer4",
+    "trunk_output",
+    "conv5",
+    "layers",
+    "inception5b",
+    "Mixed_7c",
+    "blocks",
+    "encoder",
+)
 
 
 def check_architecture(architecture: str) -> None:
@@ -68,8 +84,35 @@ def remove_classification_layer(network: nn.Module) -> nn.Module:
     return network
 
 
-def measure_embedding_dim(network: nn.Module, image_size: int, architecture: str) -> int:
-    """D of the embedding (B, D) that `network` gives for images of (image_size, image_size) pixels.
+def encode_image(network: nn.Module, image: torch.Tensor, *, with_tokens: bool = False) -> Encoded:
+    """(B, 3, H, W) -> Encoded, by a network without its classification layer.
+
+    With tokens: the places of its last map (B, H' * W', C), or ViT's patches. None for a network that is not
+    torchvision's.
+    """
+    module = _last_map_module(network) if with_tokens else None
+    if module is None:
+        return Encoded(network(image).flatten(1))
+    caught = []
+    # For this call only, so that copies of the network and its state know nothing of it.
+    with module.register_forward_hook(lambda _module, _inputs, output: caught.append(output)):
+        pooled = network(image).flatten(1)
+    (last_map,) = caught
+    if last_map.dim() == 3:  # ViT: the first is the class token, which is `pooled`
+        return Encoded(pooled, last_map[:, 1:])
+    return Encoded(pooled, last_map.flatten(2).transpose(1, 2))
+
+
+def _last_map_module(network: nn.Module) -> nn.Module | None:
+    for name in _LAST_MAP:
+        module = getattr(network, name, None)
+        if isinstance(module, nn.Module):
+            return module[-1] if isinstance(module, nn.ModuleList) else module
+    return None
+
+
+def measure_dims(network: nn.Module, image_size: int, architecture: str) -> Dims:
+    """The widths of what `network` gives for images of (image_size, image_size) pixels.
 
     Raises ValueError, with the sizes that it does read where these are few, if it cannot read images of that size.
     """
@@ -77,7 +120,7 @@ def measure_embedding_dim(network: nn.Module, image_size: int, architecture: str
     network.eval()
     try:
         with torch.no_grad():
-            embedding = network(torch.zeros(1, 3, image_size, image_size))
+            encoded = encode_image(network, torch.zeros(1, 3, image_size, image_size), with_tokens=True)
     except (AssertionError, RuntimeError, ValueError) as error:
         built_for = getattr(network, "image_size", 224)
         sizes = _fixed_sizes(network, built_for)
@@ -91,7 +134,7 @@ def measure_embedding_dim(network: nn.Module, image_size: int, architecture: str
             f"({str(error).splitlines()[0]}); choose another image_size or architecture"
         ) from None
     network.train(was_training)
-    return embedding.flatten(1).shape[1]
+    return Dims(encoded.pooled.shape[1], None if encoded.tokens is None else encoded.tokens.shape[2])
 
 
 def _fixed_sizes(network: nn.Module, built_for: int) -> list[int]:

@@ -2,11 +2,13 @@
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from models.encoded import Dims, Encoded
 
 
 class TemporalBranch(nn.Module):
-    """(B, T, F) and lengths -> (B, embedding_dim). What stands behind a sequence's end never matters.
+    """(B, T, F) and lengths (B,) -> Encoded. What stands after a sequence's end never matters.
 
     In one direction the padded batch is run as it is and read at `length - 1`: a frame's output depends on
     earlier frames only, so this equals the packed run, and it is 5.6 times faster on a CPU. The backward
@@ -22,7 +24,7 @@ class TemporalBranch(nn.Module):
         bidirectional: bool = False,
         dropout: float = 0.0,
     ):
-        """`dropout` acts between layers and on the embedding."""
+        """`dropout` acts between layers and on the embedding, not on tokens."""
         super().__init__()
         self.lstm = nn.LSTM(
             num_features,
@@ -33,17 +35,24 @@ class TemporalBranch(nn.Module):
             dropout=dropout if num_layers > 1 else 0.0,
         )
         self.dropout = nn.Dropout(dropout)
-        self.embedding_dim = hidden_size * (2 if bidirectional else 1)
+        width = hidden_size * (2 if bidirectional else 1)
+        self.dims = Dims(pooled=width, tokens=width)
 
-    def forward(self, sequence: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+    def forward(self, sequence: torch.Tensor, length: torch.Tensor, *, with_tokens: bool = False) -> Encoded:
+        """With tokens: each frame's output (B, T, H), or (B, T, 2H) in two directions."""
+        after_end = torch.arange(sequence.shape[1], device=length.device) >= length[:, None]  # (B, T)
         if self.lstm.bidirectional:
             packed = pack_padded_sequence(sequence, length.cpu(), batch_first=True, enforce_sorted=False)
-            _, (h_n, _) = self.lstm(packed)  # (layers * 2, B, H), rows in the order of the batch
+            output, (h_n, _) = self.lstm(packed)  # (layers * 2, B, H), rows in the order of the batch
             last = torch.cat([h_n[-2], h_n[-1]], dim=1)  # (B, 2H): forward at the end, backward at the start
         else:
-            # A NaN behind an end would reach the weights through 0 * NaN in the backward pass.
-            behind_end = torch.arange(sequence.shape[1], device=length.device) >= length[:, None]  # (B, T)
-            output, _ = self.lstm(sequence.masked_fill(behind_end[:, :, None], 0.0))  # (B, T, H)
+            # A NaN after an end would reach the weights through 0 * NaN in the backward pass.
+            output, _ = self.lstm(sequence.masked_fill(after_end[:, :, None], 0.0))  # (B, T, H)
             end = (length - 1).view(-1, 1, 1).expand(-1, 1, output.shape[2])  # (B, 1, H)
             last = output.gather(1, end).squeeze(1)  # (B, H)
-        return self.dropout(last)
+        pooled = self.dropout(last)
+        if not with_tokens:
+            return Encoded(pooled)
+        if self.lstm.bidirectional:
+            output, _ = pad_packed_sequence(output, batch_first=True, total_length=sequence.shape[1])  # (B, T, 2H)
+        return Encoded(pooled, output, ~after_end)

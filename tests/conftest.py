@@ -16,7 +16,8 @@ from torchvision.models import regnet
 from app.config import parse_config
 from app.config_schema import GroupConfig, LearningRatesConfig, OptimizerConfig
 from app.learning_rates.learning_rates import LearningRates
-from models.fusion import FusionHead
+from models.encoded import Dims
+from models.fusion import Concat
 from models.fusion_classifier import FusionClassifier
 from models.image_branch import build_network
 from models.temporal_branch import TemporalBranch
@@ -43,7 +44,8 @@ def small_model() -> FusionClassifier:
     image = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     temporal = TemporalBranch(5, hidden_size=6, num_layers=2, dropout=0.1)
     heads = {"image_branch": nn.Linear(4, 3), "temporal_branch": nn.Linear(6, 3)}
-    return FusionClassifier(image, temporal, FusionHead([4, 6], 3, hidden_size=7, dropout=0.1), heads)
+    dims = {"image_branch": Dims(4, None), "temporal_branch": temporal.dims}
+    return FusionClassifier(image, temporal, Concat(dims, 3, hidden_size=7, dropout=0.1), heads)
 
 
 @pytest.fixture

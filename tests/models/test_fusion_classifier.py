@@ -2,26 +2,28 @@ import pytest
 import torch
 from torch import nn
 
-from models.fusion import FusionHead
+from models.encoded import Dims, Encoded
+from models.fusion import Concat
 from models.fusion_classifier import FusionClassifier, build_fusion_classifier
 
 
 class First(nn.Module):
     """Stands for a temporal branch: the first frame."""
 
-    def forward(self, sequence, length):
-        return sequence[:, 0]
+    def forward(self, sequence, length, with_tokens):
+        assert not with_tokens  # Concat reads none
+        return Encoded(sequence[:, 0])
 
 
 def identity_model(loss_weight=0.0, image=True, temporal=True):
     torch.manual_seed(0)
-    dims = {"image_branch": 12} if image else {}
-    dims |= {"temporal_branch": 5} if temporal else {}
+    dims = {"image_branch": Dims(12, None)} if image else {}
+    dims |= {"temporal_branch": Dims(5, None)} if temporal else {}
     return FusionClassifier(
         nn.Flatten() if image else None,
         First() if temporal else None,
-        FusionHead(list(dims.values()), 3, hidden_size=4),
-        {name: nn.Linear(dim, 3) for name, dim in dims.items()},
+        Concat(dims, 3, hidden_size=4),
+        {name: nn.Linear(branch.pooled, 3) for name, branch in dims.items()},
         loss_weight=loss_weight,
     )
 

@@ -1,7 +1,11 @@
+import copy
+
 import pytest
 import torch
+from torch.nn.functional import layer_norm
 
-from models.image_branch import build_network, measure_embedding_dim, remove_classification_layer
+from models.image_branch import build_network, encode_image, measure_dims, remove_classification_layer
+from tests.conftest import on_meta
 
 # Name -> width of the layer before the classification layer, from torchvision's own definitions.
 FAMILIES = {
@@ -27,16 +31,78 @@ def test_the_embedding_is_what_the_classification_layer_would_have_read(architec
         network(image)
         remove_classification_layer(network)
         embedding = network(image).flatten(1)
-    assert measure_embedding_dim(network, 64, architecture) == embedding.shape[1] == width
+    assert measure_dims(network, 64, architecture).pooled == embedding.shape[1] == width
     if architecture != "squeezenet1_1":  # there, ReLU and pooling follow
         torch.testing.assert_close(embedding, read[0])
     assert network.training is False
 
 
+# Architecture -> what its embedding is, given its tokens; None: layers that mix them follow.
+OF_TOKENS = {
+    "alexnet": None,
+    "convnext_tiny": lambda tokens: layer_norm(tokens.mean(1), (768,), eps=1e-6),
+    "densenet121": lambda tokens: tokens.mean(1),
+    "efficientnet_b0": lambda tokens: tokens.mean(1),
+    "googlenet": lambda tokens: tokens.mean(1),
+    "inception_v3": lambda tokens: tokens.mean(1),
+    "mnasnet0_5": lambda tokens: tokens.mean(1),
+    "mobilenet_v2": lambda tokens: tokens.mean(1),
+    "mobilenet_v3_small": None,
+    "regnet_y_400mf": lambda tokens: tokens.mean(1),
+    "resnet18": lambda tokens: tokens.mean(1),
+    "shufflenet_v2_x0_5": lambda tokens: tokens.mean(1),
+    "squeezenet1_1": lambda tokens: tokens.mean(1),
+    "swin_t": lambda tokens: tokens.mean(1),
+    "vit_b_32": None,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", OF_TOKENS)
+def test_tokens_change_nothing_in_the_embedding_and_are_what_it_is_made_of(architecture):
+    torch.manual_seed(0)
+    network = remove_classification_layer(build_network(architecture))
+    size = 224 if architecture == "vit_b_32" else 96
+    image = torch.randn(2, 3, size, size)
+
+    def encode(with_tokens):
+        torch.manual_seed(1)  # of dropout and stochastic depth
+        return encode_image(copy.deepcopy(network), image, with_tokens=with_tokens)
+
+    for mode in (True, False):
+        network.train(mode)
+        plain, encoded = encode(False), encode(True)
+        assert plain.tokens is None and plain.mask is encoded.mask is None
+        assert torch.equal(encoded.pooled, plain.pooled)
+    assert measure_dims(network, size, architecture) == (encoded.pooled.shape[1], encoded.tokens.shape[2])
+    if OF_TOKENS[architecture]:
+        torch.testing.assert_close(OF_TOKENS[architecture](encoded.tokens), encoded.pooled)
+
+
+@pytest.mark.slow
+def test_each_of_torchvisions_networks_has_tokens(meta_networks):
+    places = {}
+    for architecture, network in meta_networks.items():
+        network = copy.deepcopy(network)
+        with on_meta():
+            remove_classification_layer(network)
+        tokens = encode_image(network, torch.empty(2, 3, 224, 224, device="meta"), with_tokens=True).tokens
+        assert tokens.dim() == 3 and len(tokens) == 2, architecture
+        places[architecture] = tokens.shape[1]
+    other = {"alexnet": 36, "inception_v3": 25, "squeezenet1_0": 169, "squeezenet1_1": 169}
+    other |= {"vit_b_16": 196, "vit_h_14": 256, "vit_l_16": 196}
+    assert places == {architecture: other.get(architecture, 49) for architecture in meta_networks}
+
+
+def test_a_network_that_is_not_torchvisions_has_an_embedding_only():
+    encoded = encode_image(torch.nn.Flatten(), torch.ones(2, 3, 4, 4), with_tokens=True)
+    assert encoded.pooled.shape == (2, 48) and encoded.tokens is None and encoded.mask is None
+
+
 def test_measuring_keeps_the_training_mode_and_the_batchnorm_statistics():
     network = remove_classification_layer(build_network("resnet18"))
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    measure_embedding_dim(network, 64, "resnet18")
+    measure_dims(network, 64, "resnet18")
     assert network.training
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
@@ -49,26 +115,26 @@ def test_an_unknown_architecture_is_named_with_the_nearest():
 def test_a_network_that_reads_one_size_only_names_it():
     network = remove_classification_layer(build_network("vit_b_32", arguments={"image_size": 384}))
     with pytest.raises(ValueError) as error:
-        measure_embedding_dim(network, 224, "vit_b_32")
+        measure_dims(network, 224, "vit_b_32")
     assert str(error.value) == "vit_b_32 reads images of 384 x 384 pixels only; set data.image_size=384"
-    assert measure_embedding_dim(network, 384, "vit_b_32") == 768
+    assert measure_dims(network, 384, "vit_b_32") == (768, 768)
     for size in (383, 385):
         with pytest.raises(ValueError, match="set data.image_size=384"):
-            measure_embedding_dim(network, size, "vit_b_32")
+            measure_dims(network, size, "vit_b_32")
 
 
 def test_maxvit_reads_what_rounds_up_to_its_grid():
     network = remove_classification_layer(build_network("maxvit_t"))
     for size in (220, 225):
         with pytest.raises(ValueError, match="maxvit_t reads images of 221 to 224 pixels only; set data.image_size=22"):
-            measure_embedding_dim(network, size, "maxvit_t")
-    assert [measure_embedding_dim(network, size, "maxvit_t") for size in (221, 224)] == [512, 512]
+            measure_dims(network, size, "maxvit_t")
+    assert [measure_dims(network, size, "maxvit_t") for size in (221, 224)] == [(512, 512)] * 2
 
 
 def test_a_size_that_is_too_small_is_torchs_own_reason():
     network = remove_classification_layer(build_network("inception_v3"))
     with pytest.raises(ValueError, match=r"inception_v3 cannot read images of 64 x 64 pixels \(.*; choose another"):
-        measure_embedding_dim(network, 64, "inception_v3")
+        measure_dims(network, 64, "inception_v3")
 
 
 @pytest.mark.slow

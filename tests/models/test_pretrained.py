@@ -14,7 +14,7 @@ from torch import nn
 from data import assets
 from data.transforms import gray_to_network_image
 from models import pretrained
-from models.image_branch import build_network, classifier_modules, measure_embedding_dim, remove_classification_layer
+from models.image_branch import build_network, classifier_modules, measure_dims, remove_classification_layer
 from models.pretrained import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -315,9 +315,9 @@ def test_vits_swag_weights_are_made_for_384_pixels(hub):
     again = rebuild("vit_b_16", weights)
     again.load_state_dict(network.state_dict())
     remove_classification_layer(again)
-    assert measure_embedding_dim(again, 384, "vit_b_16") == 768
+    assert measure_dims(again, 384, "vit_b_16") == (768, 768)
     with pytest.raises(ValueError, match="vit_b_16 reads images of 384 x 384 pixels only; set data.image_size=384"):
-        measure_embedding_dim(again, 224, "vit_b_16")
+        measure_dims(again, 224, "vit_b_16")
 
 
 @pytest.mark.parametrize(("architecture", "made_for"), [("googlenet", 224), ("inception_v3", 299)])

@@ -24,10 +24,10 @@ def batch():
 
 def test_equal_to_each_sequence_alone(branch, batch):
     sequence, length = batch
-    together = branch(sequence, length)
-    assert together.shape == (5, branch.embedding_dim)
+    together = branch(sequence, length).pooled
+    assert together.shape == (5, branch.dims.pooled)
     for row, n in enumerate(length.tolist()):
-        alone = branch(sequence[row : row + 1, :n], length[row : row + 1])[0]
+        alone = branch(sequence[row : row + 1, :n], length[row : row + 1]).pooled[0]
         torch.testing.assert_close(together[row], alone, atol=1e-6, rtol=1e-5)
 
 
@@ -36,7 +36,7 @@ def test_equal_to_the_packed_lstm(branch, batch):
     packed = pack_padded_sequence(sequence, length, batch_first=True, enforce_sorted=False)
     _, (h_n, _) = branch.lstm(packed)
     expected = torch.cat([h_n[-2], h_n[-1]], dim=1) if branch.lstm.bidirectional else h_n[-1]
-    torch.testing.assert_close(branch(sequence, length), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(branch(sequence, length).pooled, expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("filling", [0.0, 1e6, float("nan")])
@@ -48,9 +48,31 @@ def test_padding_changes_neither_output_nor_gradient(branch, batch, filling):
     outputs, gradients = [], []
     for x in (sequence, longer):
         branch.zero_grad()
-        outputs.append(branch(x, length))
+        outputs.append(branch(x, length).pooled)
         outputs[-1].square().sum().backward()
         gradients.append([p.grad.clone() for p in branch.parameters()])
     torch.testing.assert_close(outputs[0], outputs[1], atol=1e-6, rtol=1e-5)
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_tokens_are_each_sequences_own_frames(branch, batch):
+    sequence, length = batch
+    plain, encoded = branch(sequence, length), branch(sequence, length, with_tokens=True)
+    assert plain.tokens is None and plain.mask is None
+    assert torch.equal(plain.pooled, encoded.pooled)
+    assert encoded.tokens.shape == (5, 11, branch.dims.tokens)
+    assert encoded.mask.sum(1).tolist() == length.tolist()
+    for row, n in enumerate(length.tolist()):
+        assert encoded.mask[row, :n].all()
+        alone, _ = branch.lstm(sequence[row : row + 1, :n])
+        torch.testing.assert_close(encoded.tokens[row, :n], alone[0], atol=1e-6, rtol=1e-5)
+
+
+def test_tokens_draw_no_random_number(branch, batch):
+    branch.train()
+    outputs = []
+    for with_tokens in (False, True):
+        torch.manual_seed(3)
+        outputs.append((branch(*batch, with_tokens=with_tokens).pooled, torch.rand(3)))
+    assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
