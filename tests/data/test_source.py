@@ -13,6 +13,7 @@ import evaluate
 import train
 from app.config import parse_config
 from app.randomness import stream
+from app.records.checkpoint import save_checkpoint
 from data.digits import Digits
 from data.source import SOURCES, make_source
 from data.spec import DataSpec
@@ -110,7 +111,7 @@ def test_another_source_is_trained_and_evaluated(train_waves, capsys):
 
     # The normalisation is that of the checkpoint, not one that is measured again.
     saved["data_spec"]["normalisation"]["std"] = [1e4] * 5
-    torch.save(saved, best)
+    save_checkpoint(best, saved)
     assert evaluate.main(["--checkpoint", str(best), "--device", "cpu"]) == 0
     flat = json.loads((folder / "evaluation" / "test" / "report.json").read_text())
     assert flat["unimodal"]["temporal_branch"]["loss"] != report["unimodal"]["temporal_branch"]["loss"]
