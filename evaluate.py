@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 from app.commands.build import build_trained
-from app.config_schema import DEVICES
 from app.evaluation.predictions import predict, rows_of
 from app.evaluation.report import describe_report, make_report, write_report
 from app.messages import report_error, survive_lost_output
+from app.records.run_config import DEVICES
 from app.records.run_folder import run_folder_of
 from app.training.precision import slow_precision
 from data.loaders import make_loader

@@ -15,7 +15,8 @@ from contextlib import ExitStack
 
 from app.commands.build import Run, build_run, load_model
 from app.commands.describe import describe_end, describe_run, describe_scores
-from app.config import load_config, save_config
+from app.commands.root_config import load_config
+from app.config import save_config
 from app.evaluation.figures import prediction_grid
 from app.evaluation.predictions import predict, validate
 from app.learning_rates.replay import replay
@@ -45,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             config, tree = load_config(args.config, args.overrides)
             if args.replay:
-                print(replay(config, read_validations(args.replay)))
+                validations = read_validations(args.replay)
+                print(replay(config.optimizer.groups, config.learning_rates, validations, epochs=config.run.epochs))
                 return 0
             resume_from = checkpoint_to_resume(args.resume, config.run)
             only_look = args.dry_run or args.parameters

@@ -1,74 +1,94 @@
 """How a YAML file and command line overrides become a checked configuration.
 
-The only user of OmegaConf. What leaves this module is frozen, typed and in range. Every complaint is a
-ValueError of one line: the full key, what was found, what is allowed, what to do.
+OmegaConf reads, merges and interpolates (this module is its only user), pydantic checks. Each section of the config
+is a `Section` that stands beside the class it configures; app/commands/build.py puts them together. What leaves this
+module is frozen, typed and in range. Every complaint is a line of a Findings: the full key, what was found, what is
+allowed, what to do.
 """
 
-import dataclasses
 import io
-import math
 import os
 import re
 import types
 import typing
-from dataclasses import MISSING
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers.oc import env as read_environment
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic.fields import FieldInfo
 
-from app.config_schema import REMOVED_KEYS, Config, check_config, names_of, nearest
-from app.messages import writing
+from app.messages import Findings, closest, nearest, writing
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> tuple[Config, dict]:
+class Section(BaseModel):
+    """A section of the config: each key with its type, range, default, unit and effect.
+
+    Keys without a default must be in the YAML file. True is no number and '1' is none; infinity and NaN are never
+    in range. Sections that share a place in the config are told apart by a key with a Literal: `rule`, or `name`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    removed_keys: ClassVar[dict[str, str]] = {}  # keys of earlier versions, and what became of them
+
+
+Root = TypeVar("Root", bound=Section)
+
+
+def read_config(root: type[Root], path: str | Path, overrides: list[str] | None = None) -> tuple[Root, dict]:
     """Reads a YAML file and applies overrides such as `optimizer.groups.image_branch.lr=1e-4`.
 
     Returns the checked config, and the same as plain dicts and lists for config.yaml and checkpoints, in
     which `${oc.env:...}` stays as written, so that no secret of the environment is saved.
 
-    Raises FileNotFoundError, or ValueError for anything that is wrong inside.
+    Raises FileNotFoundError, or Findings for all that is wrong inside.
     """
     path = Path(path)
     if not path.exists():
         near = ", ".join(sorted(str(p) for p in Path("configs").glob("*.yaml")))
         raise FileNotFoundError(f"config file {path} does not exist; available: {near or 'none in configs/'}")
-    tree = _read_file(path)
+    tree = _read_file(path, f"the sections {names_of(root)}")
+    findings = []
     for override in overrides or []:
         try:
-            _apply_override(tree, override)
+            _apply_override(tree, override, root)
         except (yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:
-            raise ValueError(f"override '{override}': {_one_line(error)}") from None
-    return parse_config(tree)
+            findings.append(f"override '{override}': {_one_line(error)}")
+    if findings:
+        raise Findings(findings)
+    return check_config(root, tree)
 
 
-def parse_config(tree: DictConfig | dict) -> tuple[Config, dict]:
-    """Like load_config, from a tree that is already read (such as the one in a checkpoint)."""
+def check_config(root: type[Root], tree: DictConfig | dict) -> tuple[Root, dict]:
+    """Like read_config, from a tree that is already read (such as the one in a checkpoint)."""
     tree = OmegaConf.create(tree)
-    config = _build(Config, tree, "")
-    check_config(config)
-    return config, _without_secrets(tree)
+    findings: dict[str, str] = {}
+    plain = _resolve_items(tree, root, "", findings)
+    return _check(root, plain, tree, "", findings), _without_secrets(tree)
 
 
-def read_part(tree: dict, key: str) -> Any:
+def read_part(root: type[Section], tree: dict, key: str) -> Any:
     """The checked value at one key of a saved config, such as "data" or "run.seed".
 
     Variables of the environment that only other keys read may be missing.
     """
-    kind, node = Config, OmegaConf.create(tree)
+    kind, node = root, OmegaConf.create(tree)
     *sections, name = key.split(".")
     for section in sections:
-        kind, node = typing.get_type_hints(kind)[section], node[section]
-    (field,) = (f for f in dataclasses.fields(kind) if f.name == name)
-    return _build_field(field, typing.get_type_hints(kind)[name], node, key)
+        kind, node = kind.model_fields[section].annotation, node[section]
+    field = kind.model_fields[name]
+    findings: dict[str, str] = {}
+    plain = {name: _resolve(node, name, field.rebuild_annotation(), key, findings)}
+    part = create_model("Part", __base__=Section, **{name: (field.annotation, field)})
+    return getattr(_check(part, plain, node, ".".join(sections), findings), name)
 
 
 def run_name_in(path: Path) -> str | None:
     """run.name in a config.yaml; None if it has none, or reads a variable of the environment that is missing."""
-    tree = _read_file(path)
+    tree = _read_file(path, "the key run.name")
     try:
         return OmegaConf.select(tree, "run.name")
     except OmegaConfBaseException:
@@ -98,8 +118,81 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
     return lines
 
 
-def _read_file(path: Path) -> DictConfig:
-    wanted = f"expected a YAML file with the sections {names_of(Config)}"
+def names_of(*sections: type[Section]) -> str:
+    return ", ".join(dict.fromkeys(name for section in sections for name in section.model_fields))
+
+
+def describe(hint: Any) -> str:
+    """What a value of this type may be, in words: "a number > 0, or null"."""
+    kind, bounds = kinds_of(hint)[0], _limits(hint)
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Any: "a value"}
+    if typing.get_origin(kind) is Literal:
+        text = "one of " + ", ".join(typing.get_args(kind))
+    elif typing.get_origin(kind) is list:
+        (item,) = typing.get_args(kind)
+        if sections_of(item):
+            text = "a list"
+        elif "items" in bounds:
+            number = {2: "two"}.get(count := bounds.pop("items"), count)
+            text = f"{number} {describe(item).removeprefix('a ').replace('number', 'numbers', 1)}"
+        else:
+            text = f"a list, each item {describe(item)}"
+    else:
+        text = names.get(kind, "a mapping")
+    return " ".join([text, _spell(bounds)]).strip() + (", or null" if _takes_null(hint) else "")
+
+
+def kinds_of(hint: Any) -> list[Any]:
+    """The types that a value may have, beside null."""
+    if typing.get_origin(hint) is Annotated:
+        return kinds_of(typing.get_args(hint)[0])
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return [kind for inner in typing.get_args(hint) for kind in kinds_of(inner) if kind is not type(None)]
+    return [hint]
+
+
+def sections_of(hint: Any) -> list[type[Section]]:
+    """The sections that may stand there: none, one, or those of a union."""
+    plain = [kind for kind in kinds_of(hint) if isinstance(kind, type) and typing.get_origin(kind) is None]
+    return [kind for kind in plain if issubclass(kind, Section)]
+
+
+def type_below(hint: Any, name: str | int) -> Any:
+    """The type of the value `name` in a value of type `hint`; None where there is no such key."""
+    for kind in kinds_of(hint):
+        if sections_of(kind) and name in kind.model_fields:
+            return kind.model_fields[name].rebuild_annotation()
+        if typing.get_origin(kind) in (dict, list):
+            return typing.get_args(kind)[-1]
+    return None
+
+
+def _takes_null(hint: Any) -> bool:
+    if typing.get_origin(hint) is Annotated:
+        return _takes_null(typing.get_args(hint)[0])
+    return type(None) in typing.get_args(hint)
+
+
+def _limits(hint: Any) -> dict[str, Any]:
+    """Bounds by their sign (">=", ...), under "items" the number of items in a list where it is fixed."""
+    if typing.get_origin(hint) is not Annotated:
+        return {}
+    given = [m for item in hint.__metadata__ for m in (item.metadata if isinstance(item, FieldInfo) else [item])]
+    signs = {"ge": ">=", "gt": ">", "lt": "<", "le": "<=", "max_length": "items"}
+    return {sign: getattr(m, name) for m in given for name, sign in signs.items() if hasattr(m, name)}
+
+
+def _tag_key(hint: Any) -> str:
+    """The key that tells the sections of a union apart."""
+    return next(item.discriminator for item in hint.__metadata__ if isinstance(item, FieldInfo))
+
+
+def _tag_of(section: type[Section], key: str) -> str:
+    return typing.get_args(section.model_fields[key].annotation)[0]
+
+
+def _read_file(path: Path, content: str) -> DictConfig:
+    wanted = f"expected a YAML file with {content}"
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -121,132 +214,185 @@ def _read_file(path: Path) -> DictConfig:
         raise ValueError(f"{path}: not valid YAML: {_one_line(error)}") from None
 
 
-def _apply_override(tree: DictConfig, override: str) -> None:
+def _apply_override(tree: DictConfig, override: str, root: type[Section]) -> None:
     """`key=value` replaces what stood at `key`, a mapping or a list too."""
     key, equals, text = override.partition("=")
     path = [name for name in re.split(r"[.\[\]]", key) if name]
     if not equals or not path:
         raise ValueError("not of the form key.of.the.config=value")
-    hint, value = Config, OmegaConf.to_container(tree)
+    hint, value = root, OmegaConf.to_container(tree)
     for i, name in enumerate(path):
         if isinstance(value, str) and "${" in value:
             raise ValueError(f"{'.'.join(path[:i])} is {value}; replace it as a whole, or change what it points to")
-        hint, value = _type_below(hint, name), _value_below(value, name)
+        hint, value = type_below(hint, name), _value_below(value, name)
     OmegaConf.update(tree, key, _parse_override(text, hint), merge=False, force_add=True)
 
 
-def _type_below(hint: Any, name: str) -> Any:
-    """The type in the schema of `name` below a value of type `hint`; None where the schema has no such key."""
-    inner, _ = _strip_optional(hint)
-    if dataclasses.is_dataclass(inner):
-        return typing.get_type_hints(inner).get(name)
-    return typing.get_args(inner)[-1] if typing.get_origin(inner) in (dict, list) else None
-
-
-def _value_below(value: Any, name: str) -> Any:
+def _value_below(value: Any, name: str | int) -> Any:
     if isinstance(value, list):
-        return dict(enumerate(value)).get(int(name) if name.isdecimal() else None)
+        return dict(enumerate(value)).get(int(name) if str(name).isdecimal() else None)
     return value.get(name) if isinstance(value, dict) else None
 
 
 def _parse_override(text: str, hint: Any) -> Any:
     """YAML, but where the schema wants a text or a list of texts, 1e-4, 007, yes and null are texts as typed."""
-    inner, _ = _strip_optional(hint)
-    if inner is str and text[:1] not in ("'", '"'):
+    kind = kinds_of(hint)[0]
+    if kind is str and text[:1] not in ("'", '"'):
         return text
-    if inner == list[str] and isinstance(texts := yaml.load(text, Loader=yaml.BaseLoader), list):
+    if kind == list[str] and isinstance(texts := yaml.load(text, Loader=yaml.BaseLoader), list):
         return texts
     parsed = OmegaConf.create(f"value: {text}" if text else "value: null")
     return OmegaConf.to_container(parsed)["value"]  # interpolations as written: they are resolved in the whole tree
 
 
-def _build(kind: type, node: Any, path: str) -> Any:
-    """An instance of the dataclass `kind` from a node of the tree. OmegaConf converts and checks the leaves."""
-    if not isinstance(node, DictConfig):
-        raise ValueError(f"{path}: expected a mapping with the keys {names_of(kind)}, found {node!r}")
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    for key in node:
-        if (kind, key) in REMOVED_KEYS:
-            raise ValueError(f"{_join(path, key)}: {REMOVED_KEYS[kind, key]}")
-        if key not in fields:
-            raise ValueError(f"{_join(path, key)}: unknown key; {nearest(str(key), list(fields))}")
-    hints = typing.get_type_hints(kind)
-    values = {}
-    for name, f in fields.items():
-        key = _join(path, name)
-        if name in node and not OmegaConf.is_missing(node, name):
-            values[name] = _build_field(f, hints[name], node, key)
-        elif f.default is MISSING and f.default_factory is MISSING:
-            raise ValueError(f"{key}: missing; add it ({_describe(hints[name], f)})")
-    return kind(**values)
+def _resolve_items(node: DictConfig | ListConfig, hint: Any, key: str, findings: dict[str, str]) -> dict | list:
+    """A mapping or list as plain values, interpolations resolved. What cannot be resolved is put into `findings`."""
+    if isinstance(node, ListConfig):
+        return [_resolve(node, i, type_below(hint, i), f"{key}[{i}]", findings) for i in range(len(node))]
+    return {
+        str(name): _resolve(node, name, type_below(hint, str(name)), _join(key, name), findings)
+        for name in node
+        if not OmegaConf.is_missing(node, name)
+    }
 
 
-def _build_field(field: dataclasses.Field, hint: Any, node: DictConfig, key: str) -> Any:
-    value = _build_value(hint, node, field.name, key)
-    _check_bounds(key, value, field.metadata.get("bounds"))
+def _resolve(node: DictConfig | ListConfig, name: Any, hint: Any, key: str, findings: dict[str, str]) -> Any:
+    if hint is None:  # an unknown key: what it holds does not matter
+        return None
+    try:
+        value = node[name]
+        if not OmegaConf.is_config(value):
+            return _as_number(value, hint) if OmegaConf.is_interpolation(node, name) else value
+        if any(typing.get_origin(kind) in (dict, list) or sections_of(kind) for kind in kinds_of(hint)):
+            return _resolve_items(value, hint, key, findings)
+        return OmegaConf.to_container(value, resolve=True)
+    except (OmegaConfBaseException, RecursionError) as error:
+        findings[key] = f"{key}: {_one_line(error)}"
+        return None
+
+
+def _as_number(value: Any, hint: Any) -> Any:
+    """Variables of the environment are texts: where the schema wants a number, or true or false, one is read."""
+    if isinstance(value, str) and kinds_of(hint)[0] in (int, float, bool):
+        try:
+            return _parse_override(value, hint)
+        except (yaml.YAMLError, OmegaConfBaseException):
+            pass  # which the check names
     return value
 
 
-def _build_value(hint: Any, node: DictConfig, name: str, key: str) -> Any:
+def _check(kind: type[Root], plain: dict, node: DictConfig, prefix: str, findings: dict[str, str]) -> Root:
+    """An instance of `kind`. Raises Findings: those so far, by key, and what pydantic finds at other keys."""
+    places: list[_Place] = []
     try:
-        value = node[name]  # resolves an interpolation
-    except OmegaConfBaseException as error:
-        raise ValueError(f"{key}: {_one_line(error)}") from None
-    inner, is_optional = _strip_optional(hint)
-    if is_optional and value is None:
-        return None
-    origin, arguments = typing.get_origin(inner), typing.get_args(inner)
-    if dataclasses.is_dataclass(inner):
-        return _build(inner, value, key)
-    if origin in (dict, list) and dataclasses.is_dataclass(arguments[-1]):
-        if origin is dict and isinstance(value, DictConfig):
-            return {str(k): _build_value(arguments[1], value, k, f"{key}.{k}") for k in value}
-        if origin is list and isinstance(value, ListConfig):
-            return [_build(arguments[0], item, f"{key}[{i}]") for i, item in enumerate(value)]
-        shape = "a mapping of names to" if origin is dict else "a list of"
-        raise ValueError(f"{key}: expected {shape} entries with {names_of(arguments[-1])}, found {value!r}")
-    if OmegaConf.is_config(value):
-        try:
-            value = OmegaConf.to_container(value, resolve=True)
-        except OmegaConfBaseException as error:
-            raise ValueError(f"{key}: {_one_line(error)}") from None
-    if inner is str:
-        _check_text(key, value, node, name)
-    elif inner == list[str] and isinstance(value, list):
-        for i, text in enumerate(value):
-            _check_text(f"{key}[{i}]", text, node[name], i)
-    leaf = OmegaConf.structured(dataclasses.make_dataclass("Leaf", [("value", hint)]))
-    try:
-        OmegaConf.update(leaf, "value", value)
-    except OmegaConfBaseException:
-        raise ValueError(f"{key}: found {value!r}, expected {_describe(hint)}") from None
-    return OmegaConf.to_container(leaf)["value"]
+        config = kind.model_validate(plain)
+    except ValidationError as error:
+        written = OmegaConf.to_container(node)
+        places = [_locate(kind, found, plain, written, prefix) for found in error.errors(include_url=False)]
+    lines = list(findings.values())
+    meant = {_join(place.parent, place.nearest()) for place in places if place.error["type"] == "extra_forbidden"}
+    for place in places:
+        misspelt = place.error["type"] == "missing" and place.key in meant
+        if not misspelt and not any(re.match(re.escape(key) + r"($|[.\[])", place.key) for key in findings):
+            lines += place.lines()
+    if lines:
+        raise Findings(lines)
+    return config
 
 
-def _check_text(key: str, value: Any, node: DictConfig | ListConfig, name: str | int) -> None:
-    """YAML's 007, 1e-4 and yes are no texts, and what was typed is lost: 7, 0.0001, True."""
-    if not isinstance(value, int | float | None):
-        return
-    kind = "null" if value is None else f"{value}, a truth value" if isinstance(value, bool) else f"{value}, a number"
-    remedy = "put it in quotes"
-    if OmegaConf.is_interpolation(node, name):
-        remedy = f"put text beside it, e.g. {str(name).split('.')[-1]}-{OmegaConf.to_container(node)[name]}"
-    raise ValueError(f"{key}: found {kind}, expected a text; {remedy}")
+class _Place(typing.NamedTuple):
+    """Where in the config one of pydantic's errors stands, and what could stand there."""
+
+    error: dict[str, Any]
+    key: str  # as it stands in the file
+    parent: str  # the key of the mapping or list that it is in
+    name: str | int
+    hint: Any  # its type; None for an unknown key
+    sections: list[type[Section]]  # what it is a key of; after that, the others of the union
+    tag_key: str  # what tells these apart
+    value: Any
+    written: Any  # with its interpolation
+
+    def nearest(self) -> str | None:
+        """The known key that an unknown one may mean."""
+        section, *others = self.sections
+        if self.name in section.removed_keys or any(self.name in other.model_fields for other in others):
+            return None
+        return closest(str(self.name), list(section.model_fields))
+
+    def lines(self) -> list[str]:
+        match self.error["type"]:
+            case "missing":
+                return [f"{self.key}: missing; add it ({describe(self.hint)})"]
+            case "extra_forbidden":
+                return [f"{self.key}: {self._unknown()}"]
+            case "union_tag_not_found":
+                return self._untagged()
+            case "union_tag_invalid":
+                key = _tag_key(self.hint)
+                tags = ", ".join(_tag_of(section, key) for section in sections_of(self.hint))
+                return [f"{_join(self.key, key)}: found {self.value[key]!r}, expected one of {tags}"]
+            case "value_error":
+                return [f"{self.key}: {self.error['ctx']['error']}"]
+            case "string_type" if isinstance(self.value, int | float | None):
+                return [f"{self.key}: {self._no_text()}"]
+            case "finite_number" | "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
+                return [f"{self.key}: found {self.value}, must be {_spell(_limits(self.hint)) or 'a finite number'}"]
+        return [f"{self.key}: {self._other_type()}"]
+
+    def _unknown(self) -> str:
+        section, *others = self.sections
+        if self.name in section.removed_keys:
+            return section.removed_keys[self.name]
+        tags = [_tag_of(other, self.tag_key) for other in others if self.name in other.model_fields]
+        if tags:
+            own = f"{self.tag_key}: {_tag_of(section, self.tag_key)}"
+            return f"belongs to {self.tag_key}: {' or '.join(tags)}, not to {own}"
+        return f"unknown key; {nearest(str(self.name), list(section.model_fields))}"
+
+    def _untagged(self) -> list[str]:
+        """Without its tag nobody knows which section it is meant to be: only keys that none of them has are told."""
+        tag_key, sections = _tag_key(self.hint), sections_of(self.hint)
+        known = list(dict.fromkeys(name for section in sections for name in section.model_fields))
+        unknown = [name for name in self.value if name not in known and name not in sections[0].removed_keys]
+        lines = [f"{_join(self.key, name)}: unknown key; {nearest(name, known)}" for name in unknown]
+        if tag_key not in [closest(name, known) for name in unknown]:
+            tags = ", ".join(_tag_of(section, tag_key) for section in sections)
+            lines.append(f"{_join(self.key, tag_key)}: missing; add it (one of {tags})")
+        return lines
+
+    def _no_text(self) -> str:
+        """YAML's 007, 1e-4 and yes are no texts, and what was typed is lost: 7, 0.0001, True."""
+        value = self.value
+        kind = "null" if value is None else f"{value}, a{' truth value' if isinstance(value, bool) else ' number'}"
+        remedy = "put it in quotes"
+        if isinstance(self.written, str):
+            remedy = f"put text beside it, e.g. {str(self.name).split('.')[-1]}-{self.written}"
+        return f"found {kind}, expected a text; {remedy}"
+
+    def _other_type(self) -> str:
+        if sections := sections_of(self.hint):
+            return f"expected a mapping with the keys {names_of(*sections)}, found {self.value!r}"
+        if entries := sections_of(type_below(self.hint, 0)):
+            shape = "a list of" if typing.get_origin(kinds_of(self.hint)[0]) is list else "a mapping of names to"
+            return f"expected {shape} entries with {names_of(*entries)}, found {self.value!r}"
+        return f"found {self.value!r}, expected {describe(self.hint)}"
 
 
-def _check_bounds(key: str, value: Any, bounds: dict[str, float] | None) -> None:
-    if bounds is None or value is None:
-        return
-    compare = {
-        ">=": lambda v, b: v >= b,
-        ">": lambda v, b: v > b,
-        "<": lambda v, b: v < b,
-        "<=": lambda v, b: v <= b,
-    }
-    for number in value if isinstance(value, list) else [value]:
-        if not math.isfinite(number) or not all(compare[sign](number, bound) for sign, bound in bounds.items()):
-            each = "each value " if isinstance(value, list) else ""
-            raise ValueError(f"{key}: found {value}, {each}must be {_spell(bounds) or 'a finite number'}")
+def _locate(kind: type[Section], error: dict[str, Any], plain: dict, written: dict, prefix: str) -> _Place:
+    key, parent, name, hint, sections, tag_key = prefix, prefix, "", kind, [], ""
+    others, value = [], plain
+    for part in error["loc"]:
+        union = sections_of(hint)
+        if len(union) > 1:  # here pydantic puts the tag, which is no key of the file
+            tag_key = _tag_key(hint)
+            (hint,) = (section for section in union if _tag_of(section, tag_key) == part)
+            others = [section for section in union if section is not hint]
+            continue
+        sections, others = [*union, *others], []
+        name, parent, key = part, key, f"{key}[{part}]" if isinstance(part, int) else _join(key, part)
+        hint, value, written = type_below(hint, part), _value_below(value, part), _value_below(written, part)
+    return _Place(error, key, parent, name, hint, sections, tag_key, value, written)
 
 
 def _without_secrets(tree: DictConfig) -> dict:
@@ -276,33 +422,6 @@ def _without_secrets(tree: DictConfig) -> dict:
         return plain_items(tree, OmegaConf.to_container(tree))
     finally:
         OmegaConf.register_resolver("oc.env", read_environment, replace=True)
-
-
-def _strip_optional(hint: Any) -> tuple[Any, bool]:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        inner = [argument for argument in typing.get_args(hint) if argument is not type(None)]
-        return inner[0], True
-    return hint, False
-
-
-def _describe(hint: Any, f: dataclasses.Field | None = None) -> str:
-    inner, is_optional = _strip_optional(hint)
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    if typing.get_origin(inner) is Literal:
-        text = "one of " + ", ".join(typing.get_args(inner))
-    elif typing.get_origin(inner) is list:
-        text = (
-            "a list"
-            if dataclasses.is_dataclass(typing.get_args(inner)[0])
-            else ("a list, each item " + names[typing.get_args(inner)[0]])
-        )
-    elif inner in names:
-        text = names[inner]
-    else:
-        text = "a mapping"
-    if f is not None and f.metadata.get("bounds"):
-        text += " " + _spell(f.metadata["bounds"])
-    return f"{text}, or null" if is_optional else text
 
 
 def _spell(bounds: dict[str, float]) -> str:

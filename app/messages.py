@@ -1,5 +1,6 @@
 """What is printed: errors and their exit codes, warnings, progress, tables. And output that nobody can take."""
 
+import difflib
 import errno
 import io
 import os
@@ -10,6 +11,26 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+
+
+class Findings(ValueError):
+    """All that is wrong with an input, one line each."""
+
+    def __init__(self, lines: list[str]):
+        super().__init__("\n".join(" ".join(line.split()) for line in lines))
+
+
+def closest(word: str, known: list[str]) -> str | None:
+    """The nearest known name, whatever its case; None if none is near."""
+    lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.5)
+    return lower[near[0]] if near else None
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """A hint for an unknown name: the nearest known one, and all of them."""
+    near, listed = closest(word, known), f"known here: {', '.join(known)}"
+    return f"did you mean '{near}'? {listed}" if near else listed
 
 
 class _Unfailing(io.RawIOBase):
@@ -65,13 +86,15 @@ def survive_lost_output() -> None:
 
 
 def report_error(error: Exception, *, prepared: bool = False) -> int:
-    """Prints one line. Returns 2 for bad input (ValueError, OSError before the first step), 1 for anything else."""
+    """Prints one line, or one a finding.
+
+    Returns 2 for bad input (ValueError, OSError before the first step), 1 for anything else.
+    """
     bad_input = isinstance(error, ValueError | OSError) and not prepared
     expected = bad_input or isinstance(error, FloatingPointError | OSError)
-    text = " ".join(str(error).split())
-    if not expected:
-        text = f"{type(error).__name__}: {text} (--debug shows where)"
-    print(f"error: {text}", file=sys.stderr)
+    for line in str(error).splitlines() if isinstance(error, Findings) else [" ".join(str(error).split())]:
+        text = line if expected else f"{type(error).__name__}: {line} (--debug shows where)"
+        print(f"error: {text}", file=sys.stderr)
     return 2 if bad_input else 1
 
 

@@ -8,14 +8,16 @@ ever in two splits.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
+from pydantic import Field
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch.utils.data import Dataset
 
-from app.config_schema import DataConfig
+from app.config import Section
 from app.randomness import stream
 from data import assets
 from data.spec import DataSpec
@@ -25,6 +27,20 @@ CLASS_NAMES = tuple(str(digit) for digit in range(10))
 NUM_FEATURES = 39  # 13 MFCC, their deltas and the deltas of those
 # The splits, and the pairs and noise of validation and test, are the same for every run and every seed.
 SPLIT_SEED = 0
+
+
+class DataConfig(Section):
+    removed_keys: ClassVar[dict[str, str]] = {"name": "is called data.source now; rename the key"}
+
+    source: str = Field(description="digits: written and spoken digits, paired by class")
+    batch_size: int = Field(ge=2, description="samples; batches of an epoch differ by one sample at most")
+    image_size: int = Field(ge=8, description="pixels of an edge, as the CNN reads it")
+    image_noise: float = Field(
+        ge=0, description="deviation of the noise on the 8x8 image; 1 is black to white; 0: none"
+    )
+    sequence_noise: float = Field(
+        ge=0, description="deviation of the noise on each MFCC, in that MFCC's deviations; 0: none"
+    )
 
 
 @dataclass(frozen=True)

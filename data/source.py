@@ -6,8 +6,8 @@ from typing import Protocol
 
 from torch.utils.data import Dataset
 
-from app.config_schema import DataConfig, nearest
-from data.digits import Digits
+from app.messages import nearest
+from data.digits import DataConfig, Digits
 from data.spec import DataSpec
 
 

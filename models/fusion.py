@@ -10,9 +10,16 @@ A method is an nn.Module with
 """
 
 import torch
+from pydantic import Field
 from torch import nn
 
+from app.config import Section
 from models.encoded import Dims, Encoded
+
+
+class FusionHeadConfig(Section):
+    hidden_size: int = Field(ge=1, description="values of the hidden layer")
+    dropout: float = Field(ge=0, lt=1, description="share of values dropped after the hidden layer")
 
 
 class Concat(nn.Module):

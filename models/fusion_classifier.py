@@ -5,13 +5,34 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from pydantic import Field, model_validator
 from torch import nn
 
+from app.config import Section
 from models.encoded import Encoded
-from models.fusion import FUSIONS
-from models.image_branch import encode_image, measure_dims, remove_classification_layer
+from models.fusion import FUSIONS, FusionHeadConfig
+from models.image_branch import ImageBranchConfig, encode_image, measure_dims, remove_classification_layer
 from models.pretrained import IMAGENET_MEAN, IMAGENET_STD, ImageWeights, build_pretrained, rebuild
-from models.temporal_branch import TemporalBranch
+from models.temporal_branch import TemporalBranch, TemporalBranchConfig
+
+
+class UnimodalHeadsConfig(Section):
+    loss_weight: float = Field(
+        ge=0, description="share of their gradient that reaches the branches; 0: they only watch"
+    )
+
+
+class ModelConfig(Section):
+    image_branch: ImageBranchConfig | None = Field(description="null: a model that reads sequences only")
+    temporal_branch: TemporalBranchConfig | None = Field(description="an LSTM; null: a model that reads images only")
+    fusion_head: FusionHeadConfig = Field(description="joined embeddings -> hidden layer -> logits")
+    unimodal_heads: UnimodalHeadsConfig = Field(description="a linear classifier on each branch's embedding")
+
+    @model_validator(mode="after")
+    def _has_a_branch(self) -> "ModelConfig":
+        if self.image_branch is None and self.temporal_branch is None:
+            raise ValueError("image_branch and temporal_branch are both null; a model needs one of them")
+        return self
 
 
 class Output(NamedTuple):

@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 import torchvision
+from pydantic import Field
 from torch import nn
 from torchvision.models import WeightsEnum
 
+from app.config import Section
 from models.encoded import Dims, Encoded
 
 # Number of classes that torchvision's networks are built for. It marks the layer to take off.
@@ -26,6 +28,14 @@ _LAST_MAP = (
     "blocks",
     "encoder",
 )
+
+
+class ImageBranchConfig(Section):
+    architecture: str = Field(description="any classification network of torchvision, by its name")
+    weights: str = Field(
+        description="packaged (mobilenet_v2), a name of torchvision's (IMAGENET1K_V1, ...; downloaded once), the path "
+        "of a state dict, or none; an error if they cannot be had, or are another network's"
+    )
 
 
 def check_architecture(architecture: str) -> None:

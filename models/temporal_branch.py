@@ -1,10 +1,19 @@
 """The sequence encoder: an LSTM, read at each sequence's own last frame."""
 
 import torch
+from pydantic import Field
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from app.config import Section
 from models.encoded import Dims, Encoded
+
+
+class TemporalBranchConfig(Section):
+    hidden_size: int = Field(ge=1, description="values of the LSTM's state")
+    num_layers: int = Field(ge=1, description="LSTM layers, one on the other")
+    bidirectional: bool = Field(description="reads the sequence from its end too; the embedding is twice as wide")
+    dropout: float = Field(ge=0, lt=1, description="share of values dropped between layers, and of the embedding")
 
 
 class TemporalBranch(nn.Module):

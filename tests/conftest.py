@@ -13,9 +13,11 @@ from omegaconf import OmegaConf
 from torch import nn
 from torchvision.models import regnet
 
-from app.config import parse_config
-from app.config_schema import GroupConfig, LearningRatesConfig, OptimizerConfig
-from app.learning_rates.learning_rates import LearningRates
+from app.commands.root_config import parse_config
+from app.config import Section
+from app.learning_rates.learning_rates import LearningRates, LearningRatesConfig
+from app.param_groups.groups import GroupConfig
+from app.param_groups.optimizer import OptimizerConfig
 from models.encoded import Dims
 from models.fusion import Concat
 from models.fusion_classifier import FusionClassifier
@@ -24,6 +26,11 @@ from models.temporal_branch import TemporalBranch
 
 ROOT = Path(__file__).parent.parent
 GROUP_NAMES = ("image_branch", "temporal_branch", "fusion_head", "unimodal_heads")
+
+
+def replace(section: Section, **changes) -> Section:
+    """Another of its kind, with the changes, checked."""
+    return type(section)(**{**dict(section), **changes})
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from app.config import differences, read_part
-from app.config_schema import Config, DataConfig, ModelConfig
+from app.commands.root_config import Config, read_part
+from app.config import differences
 from app.evaluation.metrics import ClassificationMetrics, metric_names
 from app.learning_rates.best_weights import BestWeights
 from app.learning_rates.learning_rates import LearningRates
@@ -25,10 +25,11 @@ from app.training.precision import choose_device
 from app.training.state import ModelState, OptimizerState, Position, State
 from app.training.step import TrainStep
 from data import assets
+from data.digits import DataConfig
 from data.loaders import make_loader
 from data.source import make_source
 from data.spec import DataSpec
-from models.fusion_classifier import FusionClassifier, build_fusion_classifier
+from models.fusion_classifier import FusionClassifier, ModelConfig, build_fusion_classifier
 from models.pretrained import ImageWeights
 
 
@@ -100,7 +101,7 @@ def build_model_and_data(
     source = make_source(data_config, DataSpec.from_dict(saved["data_spec"]) if saved else None)
     seed_everything("initial weights", seed)
     model, image_weights = build_fusion_classifier(
-        **asdict(model_config),
+        **model_config.model_dump(),
         image_size=data_config.image_size,
         num_features=source.spec.num_features,
         num_classes=len(source.spec.class_names),

@@ -6,11 +6,58 @@ reduction, and a resumed run may change a base lr and keep its reductions.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
-from app.config_schema import GroupConfig, LearningRatesConfig, ScheduleConfig
+from pydantic import Field
+
+from app.config import Section
 from app.learning_rates.events import LrEvent
-from app.learning_rates.rules import RULES, Improvement, Rule, stalled, validations
+from app.learning_rates.rules import MODE_IS_GONE, RULES, Improvement, Reduction, Rule, stalled, validations
+from app.param_groups.groups import GroupConfig
+
+
+class ScheduleConfig(Section):
+    """A factor on the group's lr that changes over the whole run, by epochs and the fraction of one."""
+
+    name: str = Field(description="the form of the schedule")
+
+
+class ConstantSchedule(ScheduleConfig):
+    name: Literal["constant"] = Field(description="1 throughout")
+
+
+class CosineSchedule(ScheduleConfig):
+    name: Literal["cosine"] = Field(description="from 1 to end_factor along half a cosine")
+    end_factor: float = Field(0.0, ge=0, le=1, description="the factor at the last step")
+
+
+class LinearSchedule(ScheduleConfig):
+    name: Literal["linear"] = Field(description="from 1 to end_factor along a line")
+    end_factor: float = Field(0.0, ge=0, le=1, description="the factor at the last step")
+
+
+class StepSchedule(ScheduleConfig):
+    name: Literal["step"] = Field(description="falls every few epochs")
+    every_epochs: int = Field(ge=1, description="epochs from one fall to the next")
+    factor: float = Field(gt=0, lt=1, description="new factor = old factor x this")
+
+
+Schedule = Annotated[ConstantSchedule | CosineSchedule | LinearSchedule | StepSchedule, Field(discriminator="name")]
+
+
+class StopConfig(Section):
+    removed_keys: ClassVar[dict[str, str]] = {"mode": MODE_IS_GONE}
+
+    monitor: str = Field(description="a validation metric")
+    patience: int = Field(ge=0, description="stops after patience + 1 validations in a row without improvement")
+
+
+class LearningRatesConfig(Section):
+    warmup_steps: int = Field(ge=0, description="optimizer steps from 0 to the full lr, linear; rules wait for its end")
+    schedules: dict[str, Schedule] = Field({}, description="by the name of a group; constant without one")
+    reductions: list[Reduction] = Field(description="rules that multiply the lr of groups by a factor")
+    stop: StopConfig | None = Field(None, description="early stop")
+    stop_when_exhausted: bool = Field(False, description="stop when every group is at its min_lr and stalled again")
 
 
 class LearningRates:

@@ -2,27 +2,33 @@
 
 from typing import Any
 
-from app.config_schema import Config
 from app.evaluation.metrics import DIRECTIONS
-from app.learning_rates.learning_rates import LearningRates
+from app.learning_rates.learning_rates import LearningRates, LearningRatesConfig
+from app.param_groups.groups import GroupConfig
 
 
-def replay(config: Config, validations: list[dict[str, Any]]) -> str:
+def replay(
+    groups: dict[str, GroupConfig], config: LearningRatesConfig, validations: list[dict[str, Any]], *, epochs: int
+) -> str:
     """The lr path that the config's rules would have taken on recorded validations, as a table with the events.
 
-    validations: records of metrics.jsonl: "epoch", "step" and metrics. Raises ValueError where the rules watch
+    Args:
+        validations: records of metrics.jsonl: "epoch", "step" and metrics.
+        epochs: of the whole run.
+
+    Raises ValueError where the rules watch
     a metric that was not recorded.
     """
     metrics = [{f"val/{name}": value for name, value in record.items()} for record in validations]
     monitors = [monitor for monitor in metrics[0] if monitor.rpartition("/")[2] in DIRECTIONS]
     first = validations[0]
     rates = LearningRates(
-        config.optimizer.groups,
+        groups,
         {},
-        config.learning_rates,
+        config,
         monitors=monitors,
         steps_per_epoch=max(1, first["step"] // first["epoch"]),
-        epochs=config.run.epochs,
+        epochs=epochs,
     )
     lines = ["epoch  " + "  ".join(f"{name:>16s}" for name in rates.groups) + "   (lr after that epoch's validation)"]
     rates.start_epoch(epoch=0, step=0)

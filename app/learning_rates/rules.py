@@ -1,10 +1,44 @@
 """The rules by which validations change a group's lr. A new rule is one class here, and one line in RULES."""
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, ClassVar, Literal
 
+from pydantic import Field, model_validator
+
+from app.config import Section
 from app.evaluation.metrics import direction
+
+MODE_IS_GONE = (
+    "is not a key any more: the direction belongs to the monitor (a loss falls, accuracy and macro_f1 rise); remove it"
+)
+
+
+class ReductionConfig(Section):
+    """What every rule has."""
+
+    removed_keys: ClassVar[dict[str, str]] = {"mode": MODE_IS_GONE}
+
+    groups: list[str] = Field(description="names of groups; each keeps a count of its own")
+    monitor: str = Field(
+        description="a validation metric: val/loss, val/image_branch/accuracy, ...; a loss is to fall, "
+        "an accuracy or F1 to rise"
+    )
+    rule: str = Field(description="when the lr falls")
+    factor: float = Field(gt=0, lt=1, description="new lr = old lr x factor, not below min_lr")
+    min_lr: float = Field(0.0, ge=0, description="lowest lr that this rule leads to; below the lr of its groups")
+    cooldown: int = Field(0, ge=0, description="validations after a reduction that are not counted")
+    start_epoch: int = Field(1, ge=1, description="epoch of the first validation that counts")
+    threshold: float = Field(1e-4, ge=0, description="a change of the monitor that is no larger is no improvement")
+    threshold_mode: Literal["rel", "abs"] = Field(
+        "rel", description="rel: the threshold is a share of the best value; abs: it is in the monitor's own unit"
+    )
+    restore_best: bool = Field(
+        False,
+        description="puts the group's best weights back when this rule lowers its lr; their moments start afresh",
+    )
 
 
 @dataclass
@@ -39,6 +73,8 @@ class Rule:
     checkpoint can hold them.
     """
 
+    Config: type[ReductionConfig]  # its section of the config
+
     # State -> the settings it was counted under. Where one of them changed, that state starts afresh on resume.
     COUNTED_UNDER: dict[str, tuple[str, ...]] = {
         "best": ("threshold", "threshold_mode", "start_epoch"),
@@ -46,12 +82,12 @@ class Rule:
         "exhausted": ("min_lr", "lr"),
     }
 
-    def __init__(self, index: int, group: str, config: Any, lr: float):
+    def __init__(self, index: int, group: str, config: ReductionConfig, lr: float):
         """index: its place in `learning_rates.reductions`; config: that entry; lr: the group's base lr."""
         self.index = index
         self.group = group
         self.config = config
-        self.settings = {key: value for key, value in asdict(config).items() if key != "groups"} | {"lr": lr}
+        self.settings = config.model_dump(exclude={"groups"}) | {"lr": lr}
         self.floor = config.min_lr / lr  # no rule lowers its group's factor further
         self.improvement = Improvement(config.monitor, config.threshold, config.threshold_mode)
         self.cooldown = 0  # validations that it still lets pass
@@ -159,12 +195,18 @@ class Rule:
         return afresh
 
 
+class PlateauConfig(ReductionConfig):
+    rule: Literal["plateau"] = Field(description="reduces where validations do not improve")
+    patience: int = Field(ge=0, description="reduces after patience + 1 validations in a row without improvement")
+
+
 class Plateau(Rule):
     """Acts when its monitor has not improved for `patience` + 1 validations: torch's ReduceLROnPlateau.
 
     Unlike in torch's scheduler no hidden `eps` keeps small learning rates from falling.
     """
 
+    Config = PlateauConfig
     COUNTED_UNDER = Rule.COUNTED_UNDER | {"bad_validations": ("threshold", "threshold_mode", "start_epoch")}
 
     def __init__(self, *args: Any):
@@ -189,9 +231,23 @@ class Plateau(Rule):
         }
 
 
+class ThresholdConfig(ReductionConfig):
+    rule: Literal["threshold"] = Field(description="reduces where the monitor is beyond a value")
+    above: float | None = Field(None, description="reduces where the monitor is above this; either this or below")
+    below: float | None = Field(None, description="reduces where the monitor is below this; either this or above")
+    repeat: bool = Field(False, description="at every validation beyond the value, not at the first one only")
+
+    @model_validator(mode="after")
+    def _one_side(self) -> "ThresholdConfig":
+        if (self.above is None) == (self.below is None):
+            raise ValueError("the rule threshold needs one of above and below")
+        return self
+
+
 class Threshold(Rule):
     """Acts when its monitor is above or below a value: the first time, or with `repeat` each time."""
 
+    Config = ThresholdConfig
     COUNTED_UNDER = Rule.COUNTED_UNDER | {"fired": ("above", "below", "repeat", "start_epoch")}
 
     def __init__(self, *args: Any):
@@ -225,6 +281,8 @@ class Threshold(Rule):
 
 
 RULES: dict[str, type[Rule]] = {"plateau": Plateau, "threshold": Threshold}
+# What may stand in `learning_rates.reductions`, told apart by `rule`.
+Reduction = Annotated[reduce(or_, (rule.Config for rule in RULES.values())), Field(discriminator="rule")]
 
 
 def stalled(monitor: str) -> str:

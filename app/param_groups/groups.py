@@ -6,14 +6,63 @@ torch `param_groups` (parameters without weight decay, layers with an lr of thei
 """
 
 import difflib
+import math
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, ValidationInfo, field_validator
 from torch import nn
 
-from app.config_schema import GroupConfig
+from app.config import Section
 from app.messages import format_table
+
+
+class GroupConfig(Section):
+    """What is None is left to the optimizer class's own default; the group table shows what that is."""
+
+    lr: float = Field(gt=0, description="the base lr")
+    weight_decay: float | None = Field(None, ge=0, description="default: the optimizer class's own")
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] | None = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        description="memory of the gradient and of its square, e.g. [0.9, 0.999]; default: the optimizer class's own",
+    )
+    eps: Any = Field(
+        None, description="a number >= 0, or for Adafactor two, e.g. [null, 1.0e-3]; default: the optimizer class's own"
+    )
+    options: dict[str, Any] = Field({}, description="further arguments of the class: momentum, nesterov, amsgrad, ...")
+    params: list[str] | None = Field(
+        None, description="globs of whole parameter names; default: everything below the module of the group's name"
+    )
+    no_decay: bool = Field(False, description="biases and norms of the group without weight decay")
+    layer_decay: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="lr factor from one layer to the one below, in one module whose parts come one after another",
+    )
+    freeze_until: int = Field(0, ge=0, description="frozen for that many epochs")
+    unfreeze_warmup_steps: int = Field(0, ge=0, description="steps from 0 to the full lr after unfreezing")
+    freeze_batchnorm: bool = Field(False, description="BatchNorm in eval mode also while the weights train")
+    clip_norm: float | None = Field(None, gt=0, description="largest gradient norm of this group alone")
+
+    @field_validator("eps")
+    @classmethod
+    def _eps_is_one_number_or_two(cls, eps: Any) -> Any:
+        values = eps if isinstance(eps, list) and len(eps) == 2 else [eps]
+        given = values[1:] if len(values) == 2 and values[0] is None else values
+        if eps is not None and not all(type(v) in (int, float) and 0 <= v < math.inf for v in given):
+            raise ValueError(f"found {eps!r}, expected a number >= 0, or for Adafactor two, e.g. [null, 1.0e-3]")
+        return eps
+
+    @field_validator("unfreeze_warmup_steps")
+    @classmethod
+    def _warmup_follows_freezing(cls, steps: int, info: ValidationInfo) -> int:
+        if steps and info.data.get("freeze_until") == 0:
+            raise ValueError("the group is never frozen; add freeze_until")
+        return steps
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import nn
 
-from app.config_schema import GroupConfig, OptimizerConfig, nearest
-from app.param_groups.groups import Group, assign_parameters
+from app.config import Section
+from app.messages import nearest
+from app.param_groups.groups import Group, GroupConfig, assign_parameters
 from app.param_groups.layers import biases_and_norms, layers_in_order
 
 # How a step is carried out, not what it does: chosen here, not in a config.
@@ -16,6 +18,16 @@ _IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}
 _OWN_KEYS = ("lr", "weight_decay", "betas", "eps")
 # LBFGS needs a closure and takes no groups; SparseAdam takes sparse gradients only.
 _UNSUITABLE = {"Optimizer", "LBFGS", "SparseAdam"}
+
+
+class OptimizerConfig(Section):
+    name: str = Field(description="a class of torch.optim that takes groups and needs no closure, fused where possible")
+    clip_norm: float | None = Field(
+        None, gt=0, description="largest gradient norm, over all groups without a clip_norm of their own"
+    )
+    groups: dict[str, GroupConfig] = Field(
+        description="by name: every trainable parameter belongs to exactly one group"
+    )
 
 
 def known_optimizers() -> dict[str, type[torch.optim.Optimizer]]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from app.config import run_name_in
-from app.config_schema import RunConfig
 from app.records.checkpoint import load_checkpoint
+from app.records.run_config import RunConfig
 
 
 def create_run_folder(folder: str | Path, name: str) -> Path:

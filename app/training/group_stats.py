@@ -5,8 +5,9 @@ reads all groups back together; steps that log nothing call nothing here.
 """
 
 import torch
+from pydantic import Field
 
-from app.config_schema import StatisticsConfig
+from app.config import Section
 from app.param_groups.groups import Group, hyperparameters
 from app.training.gradients import Gradients, group_norm
 
@@ -24,6 +25,17 @@ STATISTICS = (
 MOMENTS = ("momentum_norm", "second_moment_rms")
 _MOMENTUM_KEYS = ("exp_avg", "momentum_buffer")
 _SECOND_MOMENT_KEYS = ("exp_avg_sq", "square_avg")
+
+
+class StatisticsConfig(Section):
+    every: int = Field(ge=1, description="optimizer steps between two readings of norms, ratios and training loss")
+    histograms_every: int = Field(0, ge=0, description="epochs between histograms of weights and gradients; 0: never")
+    starving_update_ratio: float = Field(
+        1e-6, ge=0, description="warns of a group that moves by less of its norm a step ..."
+    )
+    starving_readings: int = Field(
+        20, ge=1, description="... so many readings in a row, or gets no gradient for as long"
+    )
 
 
 class GroupStatistics:

@@ -1,13 +1,14 @@
-import dataclasses
 import math
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from app.config import differences, load_config, parse_config, read_part, save_config
-from app.config_schema import Config, GroupConfig, ReductionConfig
-from tests.conftest import ROOT
+from app.commands.root_config import Config, load_config, parse_config, read_part
+from app.config import differences, save_config
+from app.learning_rates.rules import PlateauConfig, ThresholdConfig
+from app.param_groups.groups import GroupConfig
+from tests.conftest import ROOT, replace
 
 
 def at(tree: dict, key: str, value) -> dict:
@@ -31,12 +32,12 @@ def test_every_shipped_config_is_valid(path):
 
 def test_the_default_config_shows_every_key_of_every_section(tree):
     """Groups, schedules and reductions have optional keys of their own, which a comment there lists."""
-    for section in dataclasses.fields(Config):
-        assert set(tree[section.name]) == {field.name for field in dataclasses.fields(section.type)}
+    for name, section in Config.model_fields.items():
+        assert set(tree[name]) == set(section.annotation.model_fields)
     text = (ROOT / "configs" / "fusion.yaml").read_text()
-    for kind in (GroupConfig, ReductionConfig):
-        for field in dataclasses.fields(kind):
-            assert field.name in text or field.name in ("above", "below", "repeat"), field.name
+    for kind in (GroupConfig, PlateauConfig, ThresholdConfig):
+        for name in kind.model_fields:
+            assert name in text or name in ("above", "below", "repeat"), name
 
 
 @pytest.mark.parametrize(
@@ -55,8 +56,8 @@ def test_the_default_config_shows_every_key_of_every_section(tree):
         ("optimizer.groups.image_branch.lr", ..., "optimizer.groups.image_branch.lr: missing; add it (a number > 0)"),
         ("optimizer.groups.image_branch.weigth_decay", 0.1, "did you mean 'weight_decay'?"),
         ("optimizer.groups.image_branch.betas", [0.9], "betas: found [0.9], expected two numbers"),
-        ("optimizer.groups.image_branch.betas", [1.2, 0.9], "each value must be >= 0 and < 1"),
-        ("optimizer.groups.image_branch.betas", [0.9, 1.0], "each value must be >= 0 and < 1"),
+        ("optimizer.groups.image_branch.betas", [1.2, 0.9], "betas[0]: found 1.2, must be >= 0 and < 1"),
+        ("optimizer.groups.image_branch.betas", [0.9, 1.0], "betas[1]: found 1.0, must be >= 0 and < 1"),
         ("optimizer.groups.image_branch.betas", 0.9, "optimizer.groups.image_branch.betas: found 0.9"),
         ("optimizer.groups.image_branch", 3, "optimizer.groups.image_branch: expected a mapping"),
         ("optimizer.groups", [1], "optimizer.groups: expected a mapping of names"),
@@ -67,7 +68,11 @@ def test_the_default_config_shows_every_key_of_every_section(tree):
         ("model.temporal_branch.dropout", 1.0, "must be >= 0 and < 1"),
         ("learning_rates.reductions", {"a": 1}, "learning_rates.reductions: expected a list of entries"),
         ("run.name", "${nowhere.there}", "run.name: "),
-        ("optimizer.groups.image_branch.betas", ["${nowhere.there}", 0.9], "betas: "),
+        (
+            "optimizer.groups.image_branch.betas",
+            ["${nowhere.there}", 0.9],
+            "betas[0]: Interpolation key 'nowhere.there' not found",
+        ),
     ],
 )
 def test_bad_values_are_refused_in_one_line_with_the_full_key(tree, key, value, message):
@@ -94,6 +99,129 @@ def test_entries_of_lists_are_named_by_their_place(tree, change, message):
     with pytest.raises(ValueError) as error:
         parse_config(tree)
     assert message in str(error.value)
+
+
+GROUP = "optimizer.groups.image_branch"
+RULE = "learning_rates.reductions[1]"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "finding"),
+    [
+        (f"{GROUP}.lr", "1", f"{GROUP}.lr: found '1', expected a number > 0"),
+        (f"{GROUP}.lr", True, f"{GROUP}.lr: found True, expected a number > 0"),
+        (f"{GROUP}.no_decay", 1, f"{GROUP}.no_decay: found 1, expected true or false"),
+        (f"{GROUP}.no_decay", "true", f"{GROUP}.no_decay: found 'true', expected true or false"),
+        (f"{GROUP}.freeze_until", 1.0, f"{GROUP}.freeze_until: found 1.0, expected a whole number >= 0"),
+        (f"{GROUP}.freeze_until", False, f"{GROUP}.freeze_until: found False, expected a whole number >= 0"),
+        (f"{GROUP}.clip_norm", "1", f"{GROUP}.clip_norm: found '1', expected a number > 0, or null"),
+        (f"{GROUP}.betas", ["0.9", 0.99], f"{GROUP}.betas[0]: found '0.9', expected a number >= 0 and < 1"),
+        (f"{GROUP}.betas", [0.9], f"{GROUP}.betas: found [0.9], expected two numbers >= 0 and < 1, or null"),
+        ("run.precision", "fp16", "run.precision: found 'fp16', expected one of fp32, bf16"),
+        ("run.seed", None, "run.seed: found None, expected a whole number >= 0"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_also_where_it_could_be_converted(tree, key, value, finding):
+    with pytest.raises(ValueError) as error:
+        parse_config(at(tree, key, value))
+    assert str(error.value) == finding
+
+
+def test_a_whole_number_is_a_number_and_so_is_1e_4_in_a_file(tmp_path):
+    text = (
+        (ROOT / "configs" / "fusion.yaml").read_text().replace("lr: 5.0e-4", "lr: 1e-4").replace("lr: 6.0e-3", "lr: 1")
+    )
+    (tmp_path / "x.yaml").write_text(text)
+    groups = load_config(tmp_path / "x.yaml")[0].optimizer.groups
+    assert [groups[name].lr for name in ("image_branch", "temporal_branch")] == [1e-4, 1.0]
+
+
+@pytest.mark.parametrize("known", ["groups", "monitor", "rule", "factor", "patience"])
+def test_a_misspelt_required_key_is_one_finding(tree, known):
+    reduction = tree["learning_rates"]["reductions"][1]
+    reduction[f"{known}x"] = reduction.pop(known)
+    with pytest.raises(ValueError) as error:
+        parse_config(tree)
+    assert str(error.value).startswith(
+        f"{RULE}.{known}x: unknown key; did you mean '{known}'? known here: groups, monit"
+    )
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "findings"),
+    [
+        ({"rule": "platau"}, [f"{RULE}.rule: found 'platau', expected one of plateau, threshold"]),
+        ({"rule": ["plateau"]}, [f"{RULE}.rule: found ['plateau'], expected one of plateau, threshold"]),
+        ({"groups": []}, [f"{RULE}.rule: missing; add it (one of plateau, threshold)"]),
+        ({"fatcor": 1}, [f"{RULE}.fatcor: unknown key; did you mean 'factor'? ", f"{RULE}.rule: missing; add it"]),
+        (3, [f"{RULE}: expected a mapping with the keys groups, monitor, rule, factor, "]),
+        (None, [f"{RULE}: expected a mapping with the keys groups, monitor, rule, factor, "]),
+        (
+            {"rule": "threshold", "groups": ["fusion_head"], "monitor": "val/loss", "factor": 0},
+            [f"{RULE}.factor: found 0, must be > 0 and < 1"],
+        ),
+        (
+            {"rule": "threshold", "groups": ["fusion_head"], "monitor": "val/loss", "factor": 0.5, "repeat": "no"},
+            [f"{RULE}.repeat: found 'no', expected true or false"],
+        ),
+    ],
+)
+def test_entries_of_several_kinds_are_named_as_in_the_file(tree, entry, findings):
+    tree["learning_rates"]["reductions"][1] = entry
+    with pytest.raises(ValueError) as error:
+        parse_config(tree)
+    lines = str(error.value).splitlines()
+    assert len(lines) == len(findings)
+    assert all(line.startswith(finding) for line, finding in zip(lines, findings, strict=True)), lines
+
+
+def test_all_findings_are_told_at_once(tree, monkeypatch):
+    monkeypatch.setenv("LR", "fast")
+    tree["run"].update(name="${nowhere.there}", seed=-1, epoch=tree["run"].pop("epochs"))
+    tree["optimizer"]["groups"]["image_branch"].update(lr="${oc.env:LR}", betas=[0.9, "${oc.env:NOWHERE}"])
+    tree["learning_rates"]["reductions"][1].update(factor=2, above=1.0)
+    tree["model"]["temporal_branch"] = tree["model"]["image_branch"] = None
+    del tree["statistics"]
+    with pytest.raises(ValueError) as error:
+        parse_config(tree)
+    assert [line.split(": ")[:2] for line in str(error.value).splitlines()] == [
+        ["run.name", "Interpolation key 'nowhere.there' not found"],
+        [f"{GROUP}.betas[1]", "Environment variable 'NOWHERE' not found"],
+        ["run.seed", "found -1, must be >= 0"],
+        ["run.epoch", "unknown key; did you mean 'epochs'? known here"],
+        ["model", "image_branch and temporal_branch are both null; a model needs one of them"],
+        [f"{GROUP}.lr", "found 'fast', expected a number > 0"],
+        [f"{RULE}.factor", "found 2, must be > 0 and < 1"],
+        [f"{RULE}.above", "belongs to rule"],
+        ["statistics", "missing; add it (a mapping)"],
+    ]
+
+
+def test_all_bad_overrides_are_told_at_once():
+    with pytest.raises(ValueError) as error:
+        fusion("run.name", "run.seed=1", "a=[")
+    assert [line[:20] for line in str(error.value).splitlines()] == ["override 'run.name':", "override 'a=[': whil"]
+
+
+def test_a_variable_of_the_environment_is_read_as_what_is_wanted(tree, monkeypatch):
+    for name, value in {"LR": "2e-3", "SEED": "7", "NO_DECAY": "true", "NAME": "1e-4"}.items():
+        monkeypatch.setenv(name, value)
+    tree["run"].update(seed="${oc.env:SEED}", name="${oc.env:NAME}")
+    tree["optimizer"]["groups"]["image_branch"].update(lr="${oc.env:LR}", no_decay="${oc.env:NO_DECAY}")
+    tree["optimizer"]["groups"]["fusion_head"]["lr"] = "${optimizer.groups.image_branch.lr}"
+    config, plain = parse_config(tree)
+    group = config.optimizer.groups["image_branch"]
+    assert (config.run.seed, config.run.name, group.lr, group.no_decay) == (7, "1e-4", 2e-3, True)
+    assert config.optimizer.groups["fusion_head"].lr == 2e-3
+    assert plain == tree
+
+
+@pytest.mark.parametrize("key", ["optimizer.groups.image_branch", "optimizer.groups.image_branch.options", "run"])
+def test_a_part_that_points_to_what_holds_it_is_refused(tree, key):
+    with pytest.raises(ValueError) as error:
+        parse_config(at(tree, key, "${optimizer}"))
+    assert str(error.value).startswith(key)
 
 
 def test_overrides_reach_groups_and_list_entries_with_their_types():
@@ -223,7 +351,7 @@ def test_a_part_of_a_saved_config_needs_only_the_variables_that_it_reads(tree, c
     tree["run"]["folder"] = "${oc.env:NOWHERE}"
     tree["optimizer"]["groups"]["image_branch"]["lr"] = "${oc.env:NOWHERE}"
     tree["data"]["image_noise"] = "${optimizer.groups.fusion_head.lr}"
-    assert read_part(tree, "data") == dataclasses.replace(config.data, image_noise=1e-3)
+    assert read_part(tree, "data") == replace(config.data, image_noise=1e-3)
     assert read_part(tree, "model") == config.model
     assert (read_part(tree, "run.seed"), read_part(tree, "run.precision")) == (0, "fp32")
     tree["data"]["batch_size"] = "${oc.env:NOWHERE}"

@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full or no longer read, in real processes."""
+"""What an error prints; and standard streams that are closed, full or no longer read, in real processes."""
 
 import os
 import subprocess
@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from app.messages import Findings, nearest, report_error
 from tests.conftest import ROOT
 
 PROGRAM = """
@@ -58,3 +59,23 @@ def test_what_can_be_written_arrives_whole_whatever_the_encoding(tmp_path):
     environment = {"PYTHONIOENCODING": "ascii", "PATH": os.environ["PATH"]}
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=ROOT, env=environment)
     assert (result.returncode, result.stdout, result.stderr) == (0, b"\\u540d 1\nx", b"")
+
+
+@pytest.mark.parametrize(
+    ("error", "prepared", "code", "text"),
+    [
+        (Findings(["a: found 1,\n not 2", "c: missing"]), False, 2, "error: a: found 1, not 2\nerror: c: missing\n"),
+        (ValueError("one\ntwo"), False, 2, "error: one two\n"),
+        (ValueError("one\ntwo"), True, 1, "error: ValueError: one two (--debug shows where)\n"),
+        (FloatingPointError("one\ntwo"), True, 1, "error: one two\n"),
+        (KeyError("one"), False, 1, "error: KeyError: 'one' (--debug shows where)\n"),
+    ],
+)
+def test_an_error_is_one_line_and_findings_are_a_line_each(error, prepared, code, text, capsys):
+    assert report_error(error, prepared=prepared) == code
+    assert capsys.readouterr().err == text
+
+
+def test_the_nearest_name_is_found_whatever_its_case():
+    assert nearest("adamw", ["SGD", "AdamW"]) == "did you mean 'AdamW'? known here: SGD, AdamW"
+    assert nearest("zzz", ["SGD"]) == "known here: SGD"

@@ -18,14 +18,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from app.training.engine import train_one_epoch, validate
 from torch.nn.functional import cross_entropy
 
 import train
-from app.config import load_config
+from app.commands.root_config import load_config
 from app.evaluation.metrics import ClassificationMetrics
 from app.records.checkpoint import save_checkpoint
 from app.records.run_folder import RunLog
-from app.training.engine import train_one_epoch, validate
 from app.training.group_stats import GroupStatistics
 
 

@@ -17,11 +17,11 @@ from contextlib import ExitStack
 from types import SimpleNamespace
 
 import torch
+from app.training.engine import train_one_epoch
 
 import train
-from app.config import load_config
+from app.commands.root_config import load_config
 from app.records.run_folder import RunLog
-from app.training.engine import train_one_epoch
 from app.training.group_stats import GroupStatistics
 
 MODES = {"off": 10**9, "every 10 steps": 10, "every step": 1, "off again": 10**9}

@@ -1,10 +1,9 @@
-from dataclasses import replace
-
 import pytest
 import torch
 
 from data import digits
 from data.loaders import make_loader
+from tests.conftest import replace
 
 # What the splits need of the image network: ImageNet's mean and deviation.
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -12,7 +11,7 @@ IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.2
 
 @pytest.fixture(scope="module")
 def data_config():
-    from app.config import load_config
+    from app.commands.root_config import load_config
     from tests.conftest import ROOT
 
     return replace(load_config(ROOT / "configs" / "fusion.yaml")[0].data, image_size=16)

@@ -1,19 +1,18 @@
-from dataclasses import replace
-
 import pytest
 import torch
 
-from app.config_schema import ReductionConfig
 from app.learning_rates.best_weights import BestWeights
+from app.learning_rates.rules import PlateauConfig
 from app.param_groups.freezing import Freezing
 from app.param_groups.optimizer import build_optimizer
+from tests.conftest import replace
 
 MONITORS = ["val/loss", "val/accuracy"]
 
 
 @pytest.fixture
 def set_up(small_model, optimizer_config, learning_rates_of):
-    rule = ReductionConfig(
+    rule = PlateauConfig(
         groups=["image_branch"], monitor="val/loss", rule="plateau", factor=0.1, patience=0, restore_best=True
     )
 

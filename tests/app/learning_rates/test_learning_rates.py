@@ -5,9 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.config_schema import GroupConfig, LearningRatesConfig, ReductionConfig, ScheduleConfig, StopConfig
-from app.learning_rates.learning_rates import LearningRates
+from app.learning_rates.learning_rates import LearningRates, LearningRatesConfig, StopConfig
+from app.learning_rates.rules import PlateauConfig, ThresholdConfig
+from app.param_groups.groups import GroupConfig
 from app.param_groups.optimizer import build_optimizer
+from tests.conftest import replace
 
 LRS = {"image_branch": 0.1, "temporal_branch": 0.01, "fusion_head": 0.001, "unimodal_heads": 0.0001}
 MONITORS = ["val/loss", "val/image_branch/loss", "val/accuracy", "val/macro_f1"]
@@ -15,18 +17,19 @@ MONITORS = ["val/loss", "val/image_branch/loss", "val/accuracy", "val/macro_f1"]
 
 def reduction(groups, monitor="val/loss", **changes):
     values = {"rule": "plateau", "factor": 0.1, "patience": 1, "threshold": 0.0, **changes}
-    return ReductionConfig(groups=groups, monitor=monitor, **values)
+    return PlateauConfig(groups=groups, monitor=monitor, **values)
 
 
 def threshold(groups, monitor="val/loss", **changes):
-    return ReductionConfig(groups=groups, monitor=monitor, **{"rule": "threshold", "factor": 0.1, **changes})
+    return ThresholdConfig(groups=groups, monitor=monitor, **{"rule": "threshold", "factor": 0.1, **changes})
 
 
 def make(*reductions, groups=None, **changes):
     """Ten epochs of ten steps over four groups, without an optimizer."""
     groups = {name: GroupConfig(lr=lr, **(groups or {}).get(name, {})) for name, lr in LRS.items()}
-    settings = {"warmup_steps": 0, "reductions": list(reductions), **changes}
-    return LearningRates(groups, {}, LearningRatesConfig(**settings), monitors=MONITORS, steps_per_epoch=10, epochs=10)
+    settings = LearningRatesConfig(**{"warmup_steps": 0, "reductions": [], **changes})
+    settings = settings.model_copy(update={"reductions": list(reductions)})  # those of a test's own rules, too
+    return LearningRates(groups, {}, settings, monitors=MONITORS, steps_per_epoch=10, epochs=10)
 
 
 def lrs(rates, step=99):
@@ -43,8 +46,6 @@ def feed(rates, values, monitor="val/loss", first_epoch=1):
 
 
 def test_the_optimizer_gets_each_groups_lr_and_layers_their_share(small_model, optimizer_config, learning_rates_of):
-    from dataclasses import replace
-
     groups = dict(optimizer_config.groups)
     groups["temporal_branch"] = replace(groups["temporal_branch"], layer_decay=0.5)
     optimizer, built = build_optimizer(small_model, replace(optimizer_config, groups=groups))
@@ -175,9 +176,9 @@ def test_threshold_rule(rule, values, epochs):
 def test_schedules_by_hand():
     rates = make(
         schedules={
-            "image_branch": ScheduleConfig(name="cosine", end_factor=0.1),
-            "temporal_branch": ScheduleConfig(name="linear"),
-            "fusion_head": ScheduleConfig(name="step", every_epochs=3, factor=0.5),
+            "image_branch": {"name": "cosine", "end_factor": 0.1},
+            "temporal_branch": {"name": "linear"},
+            "fusion_head": {"name": "step", "every_epochs": 3, "factor": 0.5},
         }
     )
     assert lrs(rates, 0) == pytest.approx(list(LRS.values()))
@@ -188,7 +189,7 @@ def test_schedules_by_hand():
 
 
 def test_a_schedule_and_a_reduction_multiply_and_the_event_says_the_lr_as_it_is():
-    rates = make(reduction(["image_branch"], patience=0), schedules={"image_branch": ScheduleConfig(name="linear")})
+    rates = make(reduction(["image_branch"], patience=0), schedules={"image_branch": {"name": "linear"}})
     ((_, event),) = feed(rates, [1.0, 1.0])  # after 20 of 100 steps
     assert event.lr_before == pytest.approx(0.1 * (1 - 20 / 99)) and event.lr_after == pytest.approx(
         0.1 * event.lr_before
@@ -264,8 +265,8 @@ def test_curves_show_the_inner_state():
 def test_a_schedule_stays_where_it_was_when_the_number_of_steps_in_an_epoch_changes(name, steps):
     """A run resumed after epoch 5 of 10 with another batch size: the same lr there, and the same end."""
     options = {"every_epochs": 2, "factor": 0.5} if name == "step" else {"end_factor": 0.2}
-    before, after = make(schedules={"image_branch": ScheduleConfig(name=name, **options)}), None
-    after = make(schedules={"image_branch": ScheduleConfig(name=name, **options)})
+    before, after = make(schedules={"image_branch": {"name": name, **options}}), None
+    after = make(schedules={"image_branch": {"name": name, **options}})
     before.steps_per_epoch, after.steps_per_epoch = steps
     finished = 5 * steps[0]
     after.load_state_dict(before.state_dict())
@@ -430,10 +431,10 @@ def test_state_continues_where_it_was_and_settings_come_from_the_config():
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"reductions": [reduction(["image_branch"], "val/los")]}, r"reductions\[0\]"),
+        ({"rules": [reduction(["image_branch"], "val/los")]}, r"reductions\[0\]"),
         ({"stop": StopConfig(monitor="val/los", patience=1)}, "stop"),
     ],
 )
 def test_an_unknown_monitor_is_named_with_the_known_ones(changes, key):
     with pytest.raises(ValueError, match=rf"{key}.monitor: 'val/los' is not a validation metric; known: val/loss"):
-        make(**changes)
+        make(*changes.pop("rules", []), **changes)

@@ -1,11 +1,10 @@
-from dataclasses import replace
-
 import pytest
 import torch
 
 from app.param_groups.freezing import Freezing
 from app.param_groups.optimizer import build_optimizer
 from tests.app.training.test_group_stats import train_step
+from tests.conftest import replace
 
 
 def state_of(module):

@@ -3,9 +3,8 @@ import re
 import pytest
 from torch import nn
 
-from app.config_schema import GroupConfig, OptimizerConfig
-from app.param_groups.groups import assign_parameters, describe_groups, group_table, parameter_table
-from app.param_groups.optimizer import build_optimizer
+from app.param_groups.groups import GroupConfig, assign_parameters, describe_groups, group_table, parameter_table
+from app.param_groups.optimizer import OptimizerConfig, build_optimizer
 from tests.conftest import GROUP_NAMES
 
 

@@ -1,17 +1,15 @@
 import copy
 import inspect
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from app.config import parse_config
-from app.config_schema import _IGNORE_LR, GroupConfig, OptimizerConfig
-from app.param_groups.groups import describe_groups, group_table, hyperparameters
-from app.param_groups.optimizer import build_optimizer, known_optimizers
+from app.commands.root_config import IGNORE_LR, parse_config
+from app.param_groups.groups import GroupConfig, describe_groups, group_table, hyperparameters
+from app.param_groups.optimizer import OptimizerConfig, build_optimizer, known_optimizers
 from models.image_branch import build_network, remove_classification_layer
-from tests.conftest import GROUP_NAMES
+from tests.conftest import GROUP_NAMES, replace
 
 
 def build(model, name="AdamW", **group):
@@ -35,7 +33,7 @@ def test_exactly_the_named_optimizers_ignore_a_changed_lr(name):
             optimizer.step()
         return (parameter.detach() - before).norm().item()
 
-    assert (moved(1e-6) > 0.5 * moved(1.0)) == (name in _IGNORE_LR)
+    assert (moved(1e-6) > 0.5 * moved(1.0)) == (name in IGNORE_LR)
 
 
 def test_adafactor_takes_its_two_eps(small_model, tree):

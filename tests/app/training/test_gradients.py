@@ -1,11 +1,9 @@
-from dataclasses import replace
-
 import pytest
 import torch
 
 from app.param_groups.optimizer import build_optimizer
 from app.training.gradients import Gradients, group_norm
-from tests.conftest import GROUP_NAMES
+from tests.conftest import GROUP_NAMES, replace
 
 
 def fill(model, factor=1.0):

@@ -1,14 +1,14 @@
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
 
-from app.config_schema import GroupConfig, OptimizerConfig, StatisticsConfig
-from app.param_groups.optimizer import build_optimizer
+from app.param_groups.groups import GroupConfig
+from app.param_groups.optimizer import OptimizerConfig, build_optimizer
 from app.training.gradients import Gradients
-from app.training.group_stats import GroupStatistics, Starvation, ratio_between
+from app.training.group_stats import GroupStatistics, Starvation, StatisticsConfig, ratio_between
 from models.image_branch import build_network
+from tests.conftest import replace
 
 
 def statistics_of(optimizer, groups, clip_norm=None):

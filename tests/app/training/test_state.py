@@ -4,8 +4,8 @@ import math
 import pytest
 import torch
 
-from app.config_schema import GroupConfig, OptimizerConfig
-from app.param_groups.optimizer import build_optimizer, known_optimizers
+from app.param_groups.groups import GroupConfig
+from app.param_groups.optimizer import OptimizerConfig, build_optimizer, known_optimizers
 from app.training.state import STATE, ModelState, OptimizerState, Position, State, raise_if_not_finite
 
 

@@ -2,7 +2,6 @@ import copy
 import math
 import random
 import time
-from dataclasses import replace
 
 import numpy
 import pytest
@@ -17,6 +16,7 @@ from app.training.gradients import Gradients
 from app.training.group_stats import GroupStatistics
 from app.training.precision import bf16_slowdown
 from app.training.step import TrainStep
+from tests.conftest import replace
 
 CPU = {"device": torch.device("cpu"), "precision": "fp32"}
 

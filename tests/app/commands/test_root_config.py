@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from app.config import parse_config
+from app.commands.root_config import parse_config
 from app.records.run_folder import create_run_folder
 
 PLATEAU = {"groups": ["image_branch"], "monitor": "val/loss", "rule": "plateau", "factor": 0.1, "patience": 1}
@@ -22,14 +22,30 @@ def without(entry, key):
     [
         ("model", {"image_branch": None, "temporal_branch": None}, "model: image_branch and temporal_branch are both"),
         ("learning_rates", {"reductions": [without(PLATEAU, "patience")]}, "reductions[0].patience: missing; add it"),
-        ("learning_rates", {"reductions": [PLATEAU | {"above": 1.0}]}, "reductions[0].above: belongs to the rule thr"),
+        (
+            "learning_rates",
+            {"reductions": [PLATEAU | {"above": 1.0}]},
+            "reductions[0].above: belongs to rule: threshold, not to rule: p",
+        ),
         ("learning_rates", {"reductions": [without(THRESHOLD, "above")]}, "needs one of above and below"),
         ("learning_rates", {"reductions": [THRESHOLD | {"below": 0.1}]}, "needs one of above and below"),
-        ("learning_rates", {"reductions": [THRESHOLD | {"patience": 1}]}, "patience: belongs to the rule plateau"),
+        (
+            "learning_rates",
+            {"reductions": [THRESHOLD | {"patience": 1}]},
+            "patience: belongs to rule: plateau, not to rule: thr",
+        ),
         ("learning_rates", {"reductions": [PLATEAU | {"min_lr": 0.0005}]}, "min_lr: found 0.0005, must be below"),
         ("learning_rates", {"schedules": {"image": {"name": "cosine"}}}, "unknown group 'image'"),
-        ("learning_rates", {"schedules": {"image_branch": {"name": "step"}}}, "schedule step, which needs both"),
-        ("learning_rates", {"schedules": {"image_branch": {"name": "linear", "factor": 0.5}}}, "schedule step, which"),
+        (
+            "learning_rates",
+            {"schedules": {"image_branch": {"name": "step", "factor": 0.5}}},
+            "image_branch.every_epochs: missing; add it (a whole",
+        ),
+        (
+            "learning_rates",
+            {"schedules": {"image_branch": {"name": "linear", "factor": 0.5}}},
+            "factor: belongs to name: step, not to name: linear",
+        ),
         (
             "learning_rates",
             {"schedules": {"image_branch": {"name": "cos"}}},
@@ -38,7 +54,7 @@ def without(entry, key):
         (
             "learning_rates",
             {"reductions": [PLATEAU | {"min_lr": 1e-6}], "stop_when_exhausted": True},
-            "would never stop, for group 'temporal_branch' has no reduction",
+            "for each of the groups 'temporal_branch', 'fusion_head', 'unimodal_heads' has no reduction",
         ),
         ("learning_rates", {"reductions": [EVERY], "stop_when_exhausted": True}, "reductions[0] with min_lr 0"),
         (
@@ -52,7 +68,7 @@ def without(entry, key):
                 "reductions": [without(FLOOR, "patience") | {"rule": "threshold", "above": 0.5}],
                 "stop_when_exhausted": True,
             },
-            "'image_branch' has only thresholds that act once; give one of them repeat: true",
+            "'unimodal_heads' has only thresholds that act once; give one of them repeat: true",
         ),
         ("learning_rates", {"reductions": [PLATEAU | {"groups": ["fusion_head"] * 2}]}, "names 'fusion_head' twice"),
         ("learning_rates", {"reductions": [THRESHOLD | {"above": math.nan}]}, "above: found nan, must be a finite"),
@@ -64,7 +80,6 @@ def without(entry, key):
             "stop.mode: is not a key any",
         ),
         ("data", {"name": "digits"}, "data.name: is called data.source now; rename the key"),
-        ("optimizer", {"name": "Rprop"}, "learning_rates.warmup_steps: Rprop does not follow a changed lr"),
         ("image_branch", {"eps": "small"}, "eps: found 'small', expected a number >= 0, or for Adafactor two"),
         ("image_branch", {"eps": -1.0}, "eps: found -1.0"),
         ("image_branch", {"eps": True}, "eps: found True"),
@@ -105,6 +120,24 @@ def test_an_optimizer_that_ignores_lr_takes_constant_lrs_only(tree, key, change)
     tree["learning_rates"][key] = change
     with pytest.raises(ValueError, match=f"learning_rates.{key}: Rprop does not follow a changed lr"):
         parse_config(tree)
+
+
+def test_all_contradictions_are_told_at_once(tree):
+    tree["optimizer"]["name"] = "Rprop"
+    tree["learning_rates"]["schedules"] = {"image": {"name": "constant"}, "fusion_head": {"name": "constant"}}
+    tree["learning_rates"]["reductions"] = [PLATEAU | {"groups": ["image_branch", "heads"], "min_lr": 1.0}]
+    tree["run"]["epochs"] = 2
+    tree["optimizer"]["groups"]["fusion_head"].update(freeze_until=2)
+    with pytest.raises(ValueError) as error:
+        parse_config(tree)
+    assert [line.split(":")[0] for line in str(error.value).splitlines()] == [
+        "learning_rates.schedules.image",
+        "learning_rates.schedules.fusion_head",
+        "learning_rates.reductions[0].min_lr",
+        "learning_rates.reductions[0].groups",
+        "learning_rates.warmup_steps",
+        "learning_rates.reductions",
+    ]
 
 
 def test_one_group_must_train_from_the_start(tree):

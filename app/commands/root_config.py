@@ -1,0 +1,144 @@
+"""The config as a whole: its sections, and what they demand of each other."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from app.config import Section, check_config, read_config
+from app.config import read_part as read_part_of
+from app.learning_rates.learning_rates import LearningRatesConfig
+from app.learning_rates.rules import PlateauConfig, ReductionConfig
+from app.messages import Findings, nearest
+from app.param_groups.groups import GroupConfig
+from app.param_groups.optimizer import OptimizerConfig
+from app.records.run_config import RunConfig
+from app.training.group_stats import StatisticsConfig
+from data.digits import DataConfig
+from models.fusion_classifier import ModelConfig
+
+
+class Config(Section):
+    run: RunConfig = Field(description="name, place and length of the run")
+    data: DataConfig = Field(description="what is learnt from")
+    model: ModelConfig = Field(description="the branches, and what joins them")
+    optimizer: OptimizerConfig = Field(description="the groups of parameters, and what moves them")
+    learning_rates: LearningRatesConfig = Field(description="lr of a group = its lr x warm-up x schedule x reduction")
+    statistics: StatisticsConfig = Field(description="what is measured of each group, and how often")
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> tuple[Config, dict]:
+    """The config of a YAML file with overrides, checked as a whole; and as plain values: see app/config.py.
+
+    Raises FileNotFoundError, or Findings for all that is wrong inside. What one section demands of another is
+    looked at where each is right on its own.
+    """
+    config, tree = read_config(Config, path, overrides)
+    _raise_contradictions(config)
+    return config, tree
+
+
+def parse_config(tree: dict) -> tuple[Config, dict]:
+    """Like load_config, from a tree that is already read (such as the one in a checkpoint)."""
+    config, tree = check_config(Config, tree)
+    _raise_contradictions(config)
+    return config, tree
+
+
+def read_part(tree: dict, key: str) -> Any:
+    """The checked value at one key of a saved config, such as "data" or "run.seed"."""
+    return read_part_of(Config, tree, key)
+
+
+def _raise_contradictions(config: Config) -> None:
+    if lines := [*_contradictions(config)]:
+        raise Findings(lines)
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    groups, epochs = config.optimizer.groups, config.run.epochs
+    if groups and all(group.freeze_until for group in groups.values()):
+        yield "optimizer.groups: every group is frozen in the first epoch (freeze_until); leave one free"
+    for name in config.learning_rates.schedules:
+        yield from _wrong_group(f"learning_rates.schedules.{name}", name, groups, epochs)
+    for i, reduction in enumerate(config.learning_rates.reductions):
+        yield from _wrong_reduction(f"learning_rates.reductions[{i}]", reduction, groups, epochs)
+    if config.learning_rates.stop_when_exhausted:
+        yield from _never_exhausted(config)
+    yield from _ignored_lr(config)
+
+
+def _wrong_group(key: str, name: str, groups: dict[str, GroupConfig], epochs: int) -> Iterator[str]:
+    """Where something asks a group to train that does not exist, or never trains."""
+    if name not in groups:
+        yield f"{key}: unknown group '{name}'; {nearest(name, list(groups))}"
+    elif (frozen := groups[name].freeze_until) >= epochs:
+        yield (
+            f"{key}: group '{name}' is frozen for the whole run (freeze_until {frozen}, run.epochs {epochs}), so its "
+            "lr means nothing; lower freeze_until, or take the group out here"
+        )
+
+
+def _wrong_reduction(
+    key: str, reduction: ReductionConfig, groups: dict[str, GroupConfig], epochs: int
+) -> Iterator[str]:
+    if not reduction.groups:
+        yield f"{key}.groups: empty; name at least one of {', '.join(groups)}"
+    for name in dict.fromkeys(reduction.groups):
+        if reduction.groups.count(name) > 1:
+            yield f"{key}.groups: names '{name}' twice; name each group once"
+        yield from _wrong_group(f"{key}.groups", name, groups, epochs)
+        if name in groups and reduction.min_lr >= (lr := groups[name].lr):
+            yield f"{key}.min_lr: found {reduction.min_lr}, must be below optimizer.groups.{name}.lr ({lr})"
+
+
+def _never_exhausted(config: Config) -> Iterator[str]:
+    """Each group must be able to reach the lowest min_lr of its rules, and to stall there."""
+    reasons: dict[str, list[str]] = {}
+    for name in config.optimizer.groups:
+        rules = {i: rule for i, rule in enumerate(config.learning_rates.reductions) if name in rule.groups}
+        for reason in _never_stalls(rules, config.run.epochs):
+            reasons.setdefault(reason, []).append(f"'{name}'")
+    for reason, names in reasons.items():
+        which = f"group {names[0]}" if len(names) == 1 else f"each of the groups {', '.join(names)}"
+        yield f"learning_rates.stop_when_exhausted: would never stop, for {which} has {reason}"
+
+
+def _never_stalls(rules: dict[int, ReductionConfig], epochs: int) -> Iterator[str]:
+    if not rules:
+        yield "no reduction; add one, or set stop_when_exhausted: false"
+    for i, rule in rules.items():
+        if rule.start_epoch > epochs:
+            yield (
+                f"reductions[{i}], which never acts: its start_epoch {rule.start_epoch} is after the last epoch "
+                f"(run.epochs {epochs})"
+            )
+    repeating = {i: rule for i, rule in rules.items() if isinstance(rule, PlateauConfig) or rule.repeat}
+    if rules and not repeating:
+        yield "only thresholds that act once; give one of them repeat: true"
+    for i, rule in repeating.items():
+        if rule.min_lr == 0:
+            yield f"reductions[{i}] with min_lr 0; give it a min_lr above 0"
+
+
+# Rprop reads lr at its first step only: from then on each weight has a step size of its own.
+IGNORE_LR = ("Rprop",)
+
+
+def _ignored_lr(config: Config) -> Iterator[str]:
+    """An lr that is changed while training must change what the optimizer does."""
+    if config.optimizer.name not in IGNORE_LR:
+        return
+    changes = {
+        "learning_rates.warmup_steps": config.learning_rates.warmup_steps,
+        "learning_rates.schedules": any(s.name != "constant" for s in config.learning_rates.schedules.values()),
+        "learning_rates.reductions": config.learning_rates.reductions,
+    }
+    for name, group in config.optimizer.groups.items():
+        changes[f"optimizer.groups.{name}.unfreeze_warmup_steps"] = group.unfreeze_warmup_steps
+    for key, changes_lr in changes.items():
+        if changes_lr:
+            yield (
+                f"{key}: {config.optimizer.name} does not follow a changed lr; take it out, or choose another optimizer"
+            )

@@ -1,0 +1,54 @@
+"""The config's `run` section: what a run is called, where it lies, and how it is carried out."""
+
+import typing
+from pathlib import PureWindowsPath
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from app.config import Section
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+DEVICES = typing.get_args(Device)
+RUN_NAME_BYTES = 240  # of the 255 that file systems allow for a name; the rest is for -2, -3, ...
+
+
+class RunConfig(Section):
+    name: str = Field(
+        description=f"a plain name for a folder, up to {RUN_NAME_BYTES} bytes: the run lies in <folder>/<name>, "
+        "or <name>-2, ... if that exists"
+    )
+    folder: str = Field(description="holds the runs")
+    seed: int = Field(ge=0, description="initial weights, order, training pairs and noise, dropout")
+    epochs: int = Field(ge=1, description="passes over the training split")
+    device: Device = Field(description="auto: cuda, else mps, else cpu")
+    precision: Literal["fp32", "bf16"] = Field(
+        description="bf16 is autocast, for hardware that has it; a probe warns of a CPU without"
+    )
+
+    @field_validator("folder")
+    @classmethod
+    def _folder_is_given(cls, folder: str) -> str:
+        if not folder:
+            raise ValueError("empty; give a folder, such as runs")
+        return folder
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder_on_every_system(cls, name: str) -> str:
+        """Windows would drop dots and spaces at the end in silence."""
+        problems = {
+            "is empty": not name,
+            "has a separator": "/" in name or "\\" in name,
+            "has '..'": ".." in name,
+            "begins with a dot": name.startswith("."),
+            "ends with a dot": name.endswith("."),
+            "begins or ends with a space": name != name.strip(),
+            "has a character that cannot be printed": not name.isprintable(),
+            "begins with a drive": bool(PureWindowsPath(name).drive),
+            f"is longer than {RUN_NAME_BYTES} bytes": len(name.encode("utf-8", "replace")) > RUN_NAME_BYTES,
+        }
+        for problem, found in problems.items():
+            if found:
+                raise ValueError(f"found {name!r}, which {problem}; give a plain name for a folder, e.g. fusion")
+        return name
