@@ -167,6 +167,15 @@ def type_below(hint: Any, name: str | int) -> Any:
     return None
 
 
+def tag_key_of(hint: Any) -> str:
+    """The key that tells the sections of a union apart, such as `rule`."""
+    return next(item.discriminator for item in hint.__metadata__ if isinstance(item, FieldInfo))
+
+
+def tag_of(section: type[Section], key: str) -> str:
+    return typing.get_args(section.model_fields[key].annotation)[0]
+
+
 def _takes_null(hint: Any) -> bool:
     if typing.get_origin(hint) is Annotated:
         return _takes_null(typing.get_args(hint)[0])
@@ -180,15 +189,6 @@ def _limits(hint: Any) -> dict[str, Any]:
     given = [m for item in hint.__metadata__ for m in (item.metadata if isinstance(item, FieldInfo) else [item])]
     signs = {"ge": ">=", "gt": ">", "lt": "<", "le": "<=", "max_length": "items"}
     return {sign: getattr(m, name) for m in given for name, sign in signs.items() if hasattr(m, name)}
-
-
-def _tag_key(hint: Any) -> str:
-    """The key that tells the sections of a union apart."""
-    return next(item.discriminator for item in hint.__metadata__ if isinstance(item, FieldInfo))
-
-
-def _tag_of(section: type[Section], key: str) -> str:
-    return typing.get_args(section.model_fields[key].annotation)[0]
 
 
 def _read_file(path: Path, content: str) -> DictConfig:
@@ -329,8 +329,8 @@ class _Place(typing.NamedTuple):
             case "union_tag_not_found":
                 return self._untagged()
             case "union_tag_invalid":
-                key = _tag_key(self.hint)
-                tags = ", ".join(_tag_of(section, key) for section in sections_of(self.hint))
+                key = tag_key_of(self.hint)
+                tags = ", ".join(tag_of(section, key) for section in sections_of(self.hint))
                 return [f"{_join(self.key, key)}: found {self.value[key]!r}, expected one of {tags}"]
             case "value_error":
                 return [f"{self.key}: {self.error['ctx']['error']}"]
@@ -344,20 +344,20 @@ class _Place(typing.NamedTuple):
         section, *others = self.sections
         if self.name in section.removed_keys:
             return section.removed_keys[self.name]
-        tags = [_tag_of(other, self.tag_key) for other in others if self.name in other.model_fields]
+        tags = [tag_of(other, self.tag_key) for other in others if self.name in other.model_fields]
         if tags:
-            own = f"{self.tag_key}: {_tag_of(section, self.tag_key)}"
+            own = f"{self.tag_key}: {tag_of(section, self.tag_key)}"
             return f"belongs to {self.tag_key}: {' or '.join(tags)}, not to {own}"
         return f"unknown key; {nearest(str(self.name), list(section.model_fields))}"
 
     def _untagged(self) -> list[str]:
         """Without its tag nobody knows which section it is meant to be: only keys that none of them has are told."""
-        tag_key, sections = _tag_key(self.hint), sections_of(self.hint)
+        tag_key, sections = tag_key_of(self.hint), sections_of(self.hint)
         known = list(dict.fromkeys(name for section in sections for name in section.model_fields))
         unknown = [name for name in self.value if name not in known and name not in sections[0].removed_keys]
         lines = [f"{_join(self.key, name)}: unknown key; {nearest(name, known)}" for name in unknown]
         if tag_key not in [closest(name, known) for name in unknown]:
-            tags = ", ".join(_tag_of(section, tag_key) for section in sections)
+            tags = ", ".join(tag_of(section, tag_key) for section in sections)
             lines.append(f"{_join(self.key, tag_key)}: missing; add it (one of {tags})")
         return lines
 
@@ -385,8 +385,8 @@ def _locate(kind: type[Section], error: dict[str, Any], plain: dict, written: di
     for part in error["loc"]:
         union = sections_of(hint)
         if len(union) > 1:  # here pydantic puts the tag, which is no key of the file
-            tag_key = _tag_key(hint)
-            (hint,) = (section for section in union if _tag_of(section, tag_key) == part)
+            tag_key = tag_key_of(hint)
+            (hint,) = (section for section in union if tag_of(section, tag_key) == part)
             others = [section for section in union if section is not hint]
             continue
         sections, others = [*union, *others], []

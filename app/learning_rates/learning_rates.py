@@ -54,7 +54,9 @@ class StopConfig(Section):
 
 class LearningRatesConfig(Section):
     warmup_steps: int = Field(ge=0, description="optimizer steps from 0 to the full lr, linear; rules wait for its end")
-    schedules: dict[str, Schedule] = Field({}, description="by the name of a group; constant without one")
+    schedules: dict[str, Schedule] = Field(
+        {}, description="by group: a factor on its lr over the whole run, by epochs and the fraction of one; default: 1"
+    )
     reductions: list[Reduction] = Field(description="rules that multiply the lr of groups by a factor")
     stop: StopConfig | None = Field(None, description="early stop")
     stop_when_exhausted: bool = Field(False, description="stop when every group is at its min_lr and stalled again")
