@@ -318,9 +318,9 @@ BAD_INPUT = {
     "config file": (["--config", "nowhere.yaml"], "config file nowhere.yaml does not exist; available:"),
     "unknown key": ([f"{LR}.weigth_decay=1"], f"{LR}.weigth_decay: unknown key; did you mean 'weight_decay'?"),
     "wrong type": ([f"{LR}.lr=fast"], f"{LR}.lr: found 'fast', expected a number"),
-    "negative lr": ([f"{LR}.lr=-1"], f"{LR}.lr: found -1.0, must be > 0"),
+    "negative lr": ([f"{LR}.lr=-1"], f"{LR}.lr: found -1, must be > 0"),
     "one beta": ([f"{LR}.betas=[0.9]"], f"{LR}.betas: found [0.9], expected two numbers"),
-    "beta of 1": ([f"{LR}.betas=[0.9,1.0]"], f"{LR}.betas: found [0.9, 1.0], each value must be >= 0 and < 1"),
+    "beta of 1": ([f"{LR}.betas=[0.9,1.0]"], f"{LR}.betas[1]: found 1.0, must be >= 0 and < 1"),
     "data source": (["data.source=digit"], "data.source: unknown source 'digit'; did you mean 'digits'? known"),
     "architecture": ([f"{IMAGE}.architecture=resnet81"], "nearest: resnet18"),
     "weights file missing": ([f"{IMAGE}.weights=no/such.pt"], "no/such.pt does not exist; use 'packaged'"),
@@ -345,6 +345,15 @@ def test_bad_input_exits_2_with_one_line_and_leaves_nothing(case, tmp_path, chec
     assert train.main([*arguments, f"run.folder={tmp_path / 'runs'}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and message in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_all_that_is_wrong_in_a_config_is_told_at_once_a_line_each(tmp_path, capsys):
+    arguments = [f"run.folder={tmp_path / 'runs'}", "run.seed=-1", f"{LR}.lrr=1"]
+    assert train.main(["--config", SMOKE, *arguments]) == 2
+    seed, key = capsys.readouterr().err.splitlines()
+    assert seed == "error: run.seed: found -1, must be >= 0"
+    assert key.startswith(f"error: {LR}.lrr: unknown key; did you mean 'lr'?")
     assert not (tmp_path / "runs").exists()
 
 

@@ -1,3 +1,4 @@
+import itertools
 import math
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from omegaconf import OmegaConf
 from app.commands.root_config import Config, load_config, parse_config, read_part
 from app.config import differences, save_config
 from app.learning_rates.rules import PlateauConfig, ThresholdConfig
+from app.messages import Findings
 from app.param_groups.groups import GroupConfig
 from tests.conftest import ROOT, replace
 
@@ -196,6 +198,42 @@ def test_all_findings_are_told_at_once(tree, monkeypatch):
         [f"{RULE}.above", "belongs to rule"],
         ["statistics", "missing; add it (a mapping)"],
     ]
+
+
+JUNK = [None, True, "x", "", 3, -1.5, 10**400, math.nan, [], [1], [[]], {}, {"a": 1}, {1: 2}, {"rule": None}]
+JUNK += [{"name": {}}, "${nowhere}", "${optimizer}", "${run}", "${learning_rates.reductions}", "a\nb"]
+
+
+def keys_in(node, key=""):
+    """Of every value, and every mapping and list, in a tree."""
+    if key:
+        yield key
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from keys_in(value, f"{key}.{name}" if key else name)
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from keys_in(value, f"{key}[{i}]")
+
+
+def test_whatever_stands_anywhere_is_accepted_or_told_by_its_key(tree):
+    """Three kinds of junk at each place, in turn: no other exception, and no finding at another key of a section."""
+    tree["learning_rates"]["schedules"] = {"fusion_head": {"name": "step", "every_epochs": 1, "factor": 0.5}}
+    places = list(keys_in(tree))
+    assert "learning_rates.schedules.fusion_head.factor" in places and "learning_rates.reductions[2]" in places
+    refused = 0
+    for i, (key, k) in enumerate(itertools.product(places, range(3))):
+        changed = OmegaConf.create(tree)
+        OmegaConf.update(changed, key, JUNK[(5 * i + k) % len(JUNK)], merge=False)
+        try:
+            parse_config(changed)
+        except Findings as error:
+            refused += 1
+            for line in str(error).splitlines():
+                told = line.split(": ")[0]
+                about_groups = key.startswith("optimizer.groups") and "unknown group" in line
+                assert told.startswith(key) or key.startswith(told) or about_groups, (key, line)
+    assert refused > 200
 
 
 def test_all_bad_overrides_are_told_at_once():
