@@ -369,7 +369,7 @@ def test_evaluate_refuses_what_is_no_checkpoint(name, message, tmp_path, checkpo
 def test_bad_input_as_a_real_process(tmp_path):
     result = run("train.py", "--config", SMOKE, f"{LR}.lr=-1", f"run.folder={tmp_path / 'runs'}")
     assert result.returncode == 2
-    assert result.stderr.splitlines() == [f"error: {LR}.lr: found -1.0, must be > 0"]
+    assert result.stderr.splitlines() == [f"error: {LR}.lr: found -1, must be > 0"]
     assert "Traceback" in run("train.py", "--config", SMOKE, f"{LR}.lr=-1", "--debug").stderr
 
 
