@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 import evaluate
 import train
-from app.config import parse_config
+from app.commands.root_config import parse_config
 from app.randomness import stream
 from app.records.checkpoint import save_checkpoint
 from data.digits import Digits

@@ -4,8 +4,8 @@ import pytest
 from jsonschema import Draft202012Validator
 from omegaconf import OmegaConf
 
-from app.commands.root_config import Config, load_config, parse_config
 from app.commands.reference import files, reference, schema
+from app.commands.root_config import Config, load_config, parse_config
 from app.config import Section, sections_of, type_below
 from app.learning_rates.learning_rates import StepSchedule, StopConfig
 from app.learning_rates.rules import ThresholdConfig
