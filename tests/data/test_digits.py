@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -67,7 +69,7 @@ def test_normalisation_comes_from_the_training_split_alone(data_config, splits):
     frames = batch["sequence"][:, :, :13][real]
     torch.testing.assert_close(frames.mean(0), torch.zeros(13), atol=1e-4, rtol=0)
     torch.testing.assert_close(frames.std(0), torch.ones(13), atol=1e-4, rtol=0)
-    saved = replace(source.spec, normalisation={"mean": [0.0] * 13, "std": [2.0] * 13})
+    saved = dataclasses.replace(source.spec, normalisation={"mean": [0.0] * 13, "std": [2.0] * 13})
     assert digits.Digits(quiet, saved).spec == saved
     again = splits_of(quiet, saved=saved)
     assert len(normalisation["mean"]) == 13

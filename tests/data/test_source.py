@@ -1,9 +1,9 @@
 """A second source: one class and one line in SOURCES, and train.py and evaluate.py work with it."""
 
 import csv
+import dataclasses
 import json
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from app.records.checkpoint import save_checkpoint
 from data.digits import Digits
 from data.source import SOURCES, make_source
 from data.spec import DataSpec
-from tests.conftest import ROOT
+from tests.conftest import ROOT, replace
 
 CLASS_NAMES = ("slow", "fast", "faster")
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -139,7 +139,7 @@ def test_each_part_of_a_saved_spec_must_fit(waves, config):
     assert make_source(data, spec).spec == spec
     for change in ({"class_names": ("slow", "fast", "fastest")}, {"num_features": 6}):
         with pytest.raises(ValueError, match=f"waves has {next(iter(change))} .*, the checkpoint's data have "):
-            make_source(data, replace(spec, **change))
+            make_source(data, dataclasses.replace(spec, **change))
 
 
 def test_an_unknown_source_is_a_config_error_that_lists_the_known_ones(waves, tree):
