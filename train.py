@@ -15,15 +15,15 @@ from contextlib import ExitStack
 
 from app.commands.build import Run, build_run, load_model
 from app.commands.describe import describe_end, describe_run, describe_scores
+from app.commands.open_run import open_run_folder
 from app.commands.root_config import load_config
-from app.config import save_config
 from app.evaluation.figures import prediction_grid
 from app.evaluation.predictions import predict, validate
 from app.learning_rates.replay import replay
 from app.messages import progress_bar, report_error, survive_lost_output, warn
 from app.param_groups.groups import parameter_table
 from app.records.checkpoint import load_checkpoint, save_checkpoint
-from app.records.run_folder import checkpoint_to_resume, create_run_folder, lock_run_folder, run_folder_of
+from app.records.run_folder import checkpoint_to_resume, lock_run_folder, run_folder_of
 from app.records.run_log import RunLog, read_validations
 from app.training.group_stats import Starvation
 from app.training.state import raise_if_not_finite
@@ -74,18 +74,6 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def open_run_folder(run: Run, at_end: ExitStack) -> None:
-    """The folder of the run that is resumed, or a new one (also for a checkpoint that was copied out of its run)."""
-    config = run.config.run
-    run.folder = run_folder_of(run.resumed_from) if run.resumed_from else None
-    if run.folder is None:
-        run.folder = create_run_folder(config.folder, config.name)
-        at_end.enter_context(lock_run_folder(run.folder))
-        if run.folder.name != config.name:
-            print(f"{config.folder}/{config.name} exists, so this run is {run.folder}")
-    save_config(run.tree, run.folder / "config.yaml")
-
-
 def train(run: Run) -> None:
     config, parts, position, rates = run.config, run.parts, run.position, run.learning_rates
     train_step, best_weights, loaders = run.train_step, run.best_weights, run.loaders
@@ -93,6 +81,8 @@ def train(run: Run) -> None:
     resume_after = position.step if run.resumed_from else None
     run_log = RunLog(run.folder, [group.name for group in run.groups], parts.branches, resume_after)
 
+    if position.epoch >= config.run.epochs:
+        print(f"nothing left to train: {position.epoch} epochs are finished, run.epochs is {config.run.epochs}")
     for epoch in range(position.epoch, config.run.epochs):
         if reason := rates.should_stop():
             print(f"stopping after epoch {epoch}: {reason}")
@@ -128,7 +118,7 @@ def train(run: Run) -> None:
             warn(f"{monitor} is not a number; no reduction counts it")
         run_log.lr_events(now, events)
         save_if_best(run, val, train_loss)
-        if best_weights.restore(events, train_step.optimizer):
+        if best_weights.restore():
             # What is saved as last is described by its own validation, which no reduction counts.
             val = validate(parts.model, loaders["val"], metrics, **run.placement)
             run_log.restored(now, val)

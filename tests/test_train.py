@@ -159,11 +159,11 @@ def test_evaluating_needs_the_environment_only_for_what_it_uses(smoke, tmp_path,
     config = content["config"]
     config["run"]["folder"] = config["run"]["name"] = config["model"]["image_branch"]["weights"] = "${oc.env:NOWHERE}"
     config["optimizer"]["groups"]["image_branch"]["lr"] = "${oc.env:NOWHERE}"
-    torch.save(content, path)
+    checkpoints.save_checkpoint(path, content)
     assert evaluate.main(["--checkpoint", str(path), "--output", str(report)]) == 0
     shutil.rmtree(report)
     config["data"]["image_noise"] = "${oc.env:NOISE}"
-    torch.save(content, path)
+    checkpoints.save_checkpoint(path, content)
     capsys.readouterr()
     assert evaluate.main(["--checkpoint", str(path), "--output", str(report)]) == 2
     assert capsys.readouterr().err == "error: data.image_noise: Environment variable 'NOISE' not found\n"
@@ -553,8 +553,44 @@ def test_a_run_that_blows_up_in_the_last_step_of_an_epoch_keeps_its_checkpoints(
     message = result.stderr.splitlines()[-1]
     assert message.startswith("error: after epoch 2, step 2: ")
     assert "tensors of fusion_head are not finite (first fusion_head." in message
-    assert "the checkpoint of epoch 1 stays" in message and "lower the lr of fusion_head, or set clip_norm" in message
+    assert "last.pt stays that of epoch 1" in message and "lower the lr of fusion_head, or set clip_norm" in message
     assert {path: path.read_bytes() for path in (tmp_path / "smoke" / "checkpoints").iterdir()} == before
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.slow
+def test_best_pt_gives_way_where_the_run_goes_on_from_before_it(tmp_path, train_here, capsys):
+    """As after a kill between best.pt and last.pt: last.pt is of epoch 1, best.pt of epoch 2."""
+    train_here(tmp_path, "run.epochs=1")
+    checkpoints_of = tmp_path / "smoke" / "checkpoints"
+    first = (checkpoints_of / "last.pt").read_bytes()
+    train_here(tmp_path, "run.epochs=2", "--resume", "auto")
+    later = checkpoints.load_checkpoint(checkpoints_of / "best.pt")
+    assert later["position"]["epoch"] == 2
+    (checkpoints_of / "last.pt").write_bytes(first)
+    (checkpoints_of / ".last.pt-4711").write_bytes(b"half")  # killed while saving
+
+    ruinous = ["optimizer.name=SGD", *(f"optimizer.groups.{name}={{lr: 1.0e-9}}" for name in GROUP_NAMES)]
+    output = train_here(tmp_path, *ruinous, "learning_rates.reductions=[]", "run.epochs=2", "--resume", "auto")
+    assert "note: best.pt is of epoch 2, after the one resumed from, and gives way" in output
+    assert {path.name for path in checkpoints_of.iterdir()} == {"last.pt", "best.pt"}
+    best, last = (checkpoints.load_checkpoint(checkpoints_of / f"{name}.pt") for name in ("best", "last"))
+    losses = [r["loss"] for r in lines(tmp_path / "smoke" / "metrics.jsonl") if r["kind"] == "val"]
+    assert best["val"]["loss"] == min(losses) == last["position"]["best_loss"] != later["val"]["loss"]
+    assert f"with the weights of epoch {best['position']['epoch']}" in output
+
+    assert "nothing left to train: 2 epochs are finished, run.epochs is 1" in train_here(
+        tmp_path, *ruinous, "learning_rates.reductions=[]", "run.epochs=1", "--resume", "auto"
+    )
+    damage(checkpoints_of / "best.pt")
+    assert train.main(["--config", SMOKE, f"run.folder={tmp_path}", "run.epochs=3", "--resume", "auto"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "best.pt is damaged" in line and "move it away: the best is then counted from here" in line
 
 
 @pytest.mark.slow

@@ -67,6 +67,7 @@ class Run:
     train_step: TrainStep
     state: State
     resumed_from: Path | None = None
+    resumed_val: dict[str, float] = field(default_factory=dict)  # the validation of that checkpoint
     notes: list[str] = field(default_factory=list)  # what differs from the checkpoint's config, what starts afresh
     folder: Path | None = None
 
@@ -139,7 +140,7 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
         steps_per_epoch=len(loaders["train"]),
         epochs=config.run.epochs,
     )
-    best_weights = BestWeights(groups, freezing, learning_rates)
+    best_weights = BestWeights(optimizer, groups, freezing, learning_rates)
     gradients = Gradients(optimizer, groups, config.optimizer.clip_norm, warn=warn)
     train_step = TrainStep(
         parts.model,
@@ -164,7 +165,7 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
     run = Run(config, tree, device, parts, loaders, groups, learning_rates, best_weights, train_step, state)
     if saved:
         afresh = state.load_state_dict(saved, resume_from)
-        run.resumed_from = resume_from
+        run.resumed_from, run.resumed_val = resume_from, saved["val"]
         run.notes = [f"changed since then: {line}" for line in differences(saved["config"], tree)]
         run.notes += [f"starts afresh: {line}" for line in afresh]
     return run

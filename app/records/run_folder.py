@@ -91,6 +91,12 @@ def run_folder_of(checkpoint: Path) -> Path | None:
     return folder.parent if is_in_run else None
 
 
+def remove_unfinished_saves(folder: Path) -> None:
+    """What a process that was killed while saving has left beside the checkpoints. Call with the run's lock held."""
+    for path in (folder / "checkpoints").glob(".*.pt-*"):
+        path.unlink()
+
+
 def checkpoint_to_resume(resume: str | None, config: RunConfig) -> Path | None:
     """resume: None, auto or a path. None where there is nothing to resume; auto then says so.
 

@@ -176,18 +176,23 @@ def raise_if_not_finite(
                 (group.name, f"{key} of {name}", value) for key, value in optimizer.state.get(parameter, {}).items()
             ]
     found += [(group_around(name, groups) or "no group", name, buffer) for name, buffer in model.named_buffers()]
-    found = [(*names, tensor) for *names, tensor in found if isinstance(tensor, torch.Tensor)]
-    finite = torch.stack([torch.isfinite(tensor).all() for *_, tensor in found]).tolist()
-    bad = [(group, name) for (group, name, _), is_finite in zip(found, finite, strict=True) if not is_finite]
+    flags: dict[torch.device, list[tuple[str, str, torch.Tensor]]] = {}  # an optimizer may keep `step` on the CPU
+    for group, name, tensor in found:
+        if isinstance(tensor, torch.Tensor):
+            flags.setdefault(tensor.device, []).append((group, name, torch.isfinite(tensor).all()))
+    bad = []
+    for on_device in flags.values():  # one read-back for each device
+        finite = torch.stack([flag for *_, flag in on_device]).tolist()
+        bad += [(group, name) for (group, name, _), is_finite in zip(on_device, finite, strict=True) if not is_finite]
     bad_losses = [f"the {name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
     if not bad and not bad_losses:
         return
     names = list(dict.fromkeys(group for group, _ in bad))
     what = [f"{len(bad)} tensors of {' and '.join(names)} are not finite (first {bad[0][1]})"] if bad else []
     epoch, step = position.epoch, position.step
-    kept = f"the checkpoint of epoch {epoch - 1} stays" if epoch > 1 else "there is no checkpoint yet"
+    kept = f"last.pt stays that of epoch {epoch - 1}" if epoch > 1 else "there is no checkpoint yet"
     whose = f"of {' and '.join(names)}" if bad else "of the groups"
     raise FloatingPointError(
-        f"after epoch {epoch}, step {step}: {', '.join(what + bad_losses)}. Nothing was saved, {kept}. The same config "
-        f"will fail at the same step again: lower the lr {whose}, or set clip_norm"
+        f"after epoch {epoch}, step {step}: {', '.join(what + bad_losses)}. This was not saved, {kept}. The same "
+        f"config will fail at the same step again: lower the lr {whose}, or set clip_norm"
     )

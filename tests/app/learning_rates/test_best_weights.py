@@ -19,8 +19,7 @@ def set_up(small_model, optimizer_config, learning_rates_of):
     def build(*rules):
         optimizer, groups = build_optimizer(small_model, optimizer_config)
         rates = learning_rates_of(groups, monitors=MONITORS, reductions=list(rules or [rule]))
-        best = BestWeights(groups, Freezing(small_model, groups), rates)
-        best.optimizer = optimizer
+        best = BestWeights(optimizer, groups, Freezing(small_model, groups), rates)
         return rates, best
 
     build.rule = rule
@@ -37,7 +36,7 @@ def validate(rates, best, loss, epoch, accuracy=0.5):
     metrics = {"val/loss": loss, "val/accuracy": accuracy}
     events = rates.after_validation(metrics, epoch=epoch, step=10 * epoch)
     events = best.keep(events)
-    assert best.restore(events, best.optimizer) == any(event.restored for event in events)
+    assert best.restore() == any(event.restored for event in events)
     return events
 
 
@@ -73,7 +72,7 @@ def test_without_restore_best_nothing_is_kept_and_nothing_comes_back(small_model
         set_all(small_model, epoch)
         events = validate(rates, best, loss, epoch)
     assert [event.restored for event in events] == [False]
-    assert best.state_dict() == {}
+    assert best.state_dict() == {"kept": {}, "pending": []}
     assert all((value == 2).all() for value in small_model.state_dict().values())
 
 
@@ -123,7 +122,7 @@ def test_what_is_loaded_is_what_was_saved_and_nothing_of_before(small_model, set
     rates, best = set_up()
     validate(rates, best, 1.0, 1)
     _, resumed, _ = resume(set_up, rates, best)
-    assert resumed.state_dict().keys() == best.state_dict().keys() == {"0 image_branch"}
+    assert resumed.kept.keys() == best.kept.keys() == {"0 image_branch"}
     for name, tensor in best.state_dict()["0 image_branch"].items():
         assert torch.equal(resumed.state_dict()["0 image_branch"][name], tensor), name
     untrained, _ = set_up()
@@ -155,3 +154,33 @@ def test_a_best_value_without_weights_is_named(small_model, set_up):
     (line,) = lines
     assert line.startswith("the best weights of reductions[0] for image_branch (none of this group are saved")
     assert resumed.kept == {}
+
+
+def test_what_was_saved_before_the_weights_came_back_gets_them_when_it_is_loaded(small_model, set_up):
+    """best.pt is saved between `keep` and `restore`: a run that goes on from it must not miss the restore."""
+    rates, best = set_up()
+    set_all(small_model, 1)
+    validate(rates, best, 1.0, 1)
+    for parameter in small_model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    best.optimizer.step()
+    set_all(small_model, 2)
+    events = rates.after_validation({"val/loss": 2.0, "val/accuracy": 0.5}, epoch=2, step=20)
+    assert [event.restored for event in best.keep(events)] == [True]
+    saved_rates, saved = rates.state_dict(), best.state_dict()
+    assert saved["pending"] == ["0 image_branch"]
+
+    resumed_rates, resumed = set_up()
+    for parameter in small_model.parameters():
+        resumed.optimizer.state[parameter] = dict(best.optimizer.state[parameter])
+    resumed_rates.load_state_dict(saved_rates)
+    assert resumed.load_state_dict(saved) == []
+    assert (small_model.image_branch[0].weight == 1).all() and (small_model.image_branch[1].running_var == 1).all()
+    assert (small_model.fusion_head.layers[0].weight == 2).all()
+    held = {name for name, parameter in small_model.named_parameters() if parameter in resumed.optimizer.state}
+    assert held == {name for name, _ in small_model.named_parameters() if not name.startswith("image_branch.")}
+    assert resumed.state_dict()["pending"] == []
+
+    resumed_rates, resumed = set_up(replace(set_up.rule, threshold=0.3))  # its best starts afresh
+    resumed_rates.load_state_dict(saved_rates)
+    assert resumed.load_state_dict(saved) == ["the weights that were to come back by reductions[0] for image_branch"]

@@ -45,7 +45,7 @@ def test_a_state_that_is_not_finite_is_named_by_group_and_step(small_model, opti
     with pytest.raises(FloatingPointError, match=message) as error:
         raise_if_not_finite(small_model, optimizer, groups, LOSSES, Position(epoch=3, step=66))
     assert str(error.value).startswith("after epoch 3, step 66: ")
-    assert "the checkpoint of epoch 2 stays" in str(error.value)
+    assert "last.pt stays that of epoch 2" in str(error.value)
 
 
 @pytest.mark.parametrize("name", LOSSES)
