@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def train(run: Run) -> None:
     config, parts, position, rates = run.config, run.parts, run.position, run.learning_rates
-    train_step, best_weights, loaders = run.train_step, run.best_weights, run.loaders
+    best_weights, loaders = run.best_weights, run.loaders
     metrics, starvation, started = parts.new_metrics(), Starvation(config.statistics), time.monotonic()
     resume_after = position.step if run.resumed_from else None
     run_log = RunLog(run.folder, [group.name for group in run.groups], parts.branches, resume_after)
@@ -90,19 +90,7 @@ def train(run: Run) -> None:
         # Counted to the first step that it acts on, which a resumed run repeats.
         unfrozen = rates.start_epoch(epoch=epoch, step=position.step)
         run_log.lr_events({"step": position.step + 1, "epoch": epoch + 1}, unfrozen)
-        train_step.start_epoch(epoch)
-        loaders["train"].sampler.epoch = epoch
-        with progress_bar(loaders["train"], f"epoch {epoch + 1}") as batches:
-            for batch in batches:
-                reading = train_step(batch, position.step)
-                position.step += 1
-                if reading is not None:
-                    run_log.training({"step": position.step, "epoch": epoch + 1}, reading)
-                    batches.set_postfix(reading.shown(), refresh=False)
-                    for warning in starvation.look(reading.groups):
-                        warn(warning)
-        train_loss = train_step.end_epoch()
-        position.epoch += 1
+        train_loss = train_one_epoch(run, run_log, starvation)
 
         # The order is the logic: validate, reduce, log, save the best, restore and validate again, save the last.
         now = {"step": position.step, "epoch": position.epoch}
@@ -134,6 +122,24 @@ def train(run: Run) -> None:
     load_model(parts.model, best, best_path)
     test = validate(parts.model, loaders["test"], metrics, **run.placement)
     print(describe_end(run, test, best["position"]["epoch"], best_path, time.monotonic() - started))
+
+
+def train_one_epoch(run: Run, run_log: RunLog, starvation: Starvation) -> float:
+    """Trains on every batch once. Returns the mean training loss."""
+    train_step, position, loader, epoch = run.train_step, run.position, run.loaders["train"], run.position.epoch
+    train_step.start_epoch(epoch)
+    loader.sampler.epoch = epoch
+    with progress_bar(loader, f"epoch {epoch + 1}") as batches:
+        for batch in batches:
+            reading = train_step(batch, position.step)
+            position.step += 1
+            if reading is not None:
+                run_log.training({"step": position.step, "epoch": epoch + 1}, reading)
+                batches.set_postfix(reading.shown(), refresh=False)
+                for warning in starvation.look(reading.groups):
+                    warn(warning)
+    position.epoch += 1
+    return train_step.end_epoch()
 
 
 def save_if_best(run: Run, val: dict[str, float], train_loss: float) -> None:

@@ -71,6 +71,11 @@ def test_one_owner_each(pattern, owner):
     assert users <= {owner}
 
 
+def test_nothing_but_data_names_a_data_set():
+    users = [path for path in SOURCES if path not in PARTS["data"] and "digits" in "\n".join(code_lines(path))]
+    assert users == []
+
+
 def code_lines(path: Path) -> list[str]:
     """Without comments and docstrings."""
     return ast.unparse(_without_docstrings(ast.parse(path.read_text()))).replace("'", '"').splitlines()

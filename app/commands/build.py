@@ -25,9 +25,8 @@ from app.training.precision import choose_device
 from app.training.state import ModelState, OptimizerState, Position, State
 from app.training.step import TrainStep
 from data import assets
-from data.digits import DataConfig
 from data.loaders import make_loader
-from data.source import make_source
+from data.source import DataConfig, make_source
 from data.spec import DataSpec
 from models.fusion_classifier import FusionClassifier, ModelConfig, build_fusion_classifier
 from models.pretrained import ImageWeights

@@ -15,7 +15,7 @@ from app.param_groups.groups import GroupConfig
 from app.param_groups.optimizer import OptimizerConfig
 from app.records.run_config import RunConfig
 from app.training.group_stats import StatisticsConfig
-from data.digits import DataConfig
+from data.source import DataConfig
 from models.fusion_classifier import ModelConfig
 
 

@@ -17,16 +17,16 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-import torch
-from app.training.engine import train_one_epoch, validate
 from torch.nn.functional import cross_entropy
 
 import train
+from app.commands.build import build_run
+from app.commands.open_run import open_run_folder
 from app.commands.root_config import load_config
-from app.evaluation.metrics import ClassificationMetrics
+from app.evaluation.predictions import validate
 from app.records.checkpoint import save_checkpoint
-from app.records.run_folder import RunLog
-from app.training.group_stats import GroupStatistics
+from app.records.run_log import RunLog
+from app.training.group_stats import Starvation
 
 
 def seconds(function) -> float:
@@ -38,39 +38,32 @@ def seconds(function) -> float:
 def main(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as at_end:
         overrides = [f"run.folder={folder}", "run.device=cpu"]
-        run = train.prepare(*load_config("configs/fusion.yaml", overrides), None)
-        train.open_run_folder(run, at_end)
-        cpu = {"device": torch.device("cpu"), "precision": "fp32"}
-        names = [group.name for group in run.groups]
-        run_log = RunLog(run.folder, names, list(run.model.unimodal_heads))
-        batches = list(run.train_loader)
-        group_statistics = GroupStatistics(run.optimizer, run.groups, run.gradients)
-        metrics = ClassificationMetrics(10, list(run.model.unimodal_heads))
+        run = build_run(*load_config("configs/fusion.yaml", overrides))
+        open_run_folder(run, at_end)
+        model, optimizer = run.parts.model, run.train_step.optimizer
+        run_log = RunLog(run.folder, [group.name for group in run.groups], run.parts.branches)
+        batches = list(run.loaders["train"])
+        metrics, starvation = run.parts.new_metrics(), Starvation(run.config.statistics)
 
         def bare():
-            run.model.train()
+            model.train()
             for batch in batches:
-                output = run.model(batch["image"], batch["sequence"], batch["length"], batch["present"])
+                output = model(batch["image"], batch["sequence"], batch["length"], batch["present"])
                 losses = [cross_entropy(logits, batch["label"]) for logits in output.unimodal_logits.values()]
-                run.optimizer.zero_grad(set_to_none=True)
+                optimizer.zero_grad(set_to_none=True)
                 sum(losses, cross_entropy(output.logits, batch["label"])).backward()
-                run.optimizer.step()
-
-        def log(step, values, groups):
-            run_log.training({"step": step, "epoch": 1}, values, groups)
+                optimizer.step()
 
         def loop():
-            every = run.config.statistics.every
-            parts = [run.optimizer, run.learning_rates, run.freezing, run.gradients, group_statistics]
-            arguments = {"epoch": 0, "step": 0, "seed": 0, "log_every": every, "log": log, **cpu}
+            run.position.epoch = run.position.step = 0
             with open(os.devnull, "w") as quiet, contextlib.redirect_stderr(quiet):
-                train_one_epoch(run.model, run.train_loader, *parts, **arguments)
+                train.train_one_epoch(run, run_log, starvation)
 
         def end_of_epoch():
-            val = validate(run.model, run.val_loader, metrics, **cpu)
-            picture = train.draw_predictions(run.model, run.val_loader, **cpu)
+            val = validate(model, run.loaders["val"], metrics, **run.placement)
+            picture = train.draw_predictions(run)
             run_log.validation({"step": 0, "epoch": 1}, val, run.learning_rates.curves(), picture)
-            save_checkpoint(Path(folder) / "last.pt", train.content_of(run, val))
+            save_checkpoint(Path(folder) / "last.pt", run.checkpoint(val))
 
         bare()  # warm-up
         times = {"bare": [], "loop": [], "bare again": [], "end": []}

@@ -7,60 +7,39 @@ block (the default interval), a reading at every step, and no statistics again, 
 far the machine can be trusted. Logging to TensorBoard and files is included. Medians of the rounds' ratios.
 """
 
-import contextlib
-import os
 import statistics
 import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from types import SimpleNamespace
 
-import torch
-from app.training.engine import train_one_epoch
-
-import train
+from app.commands.build import build_run
+from app.commands.open_run import open_run_folder
 from app.commands.root_config import load_config
-from app.records.run_folder import RunLog
-from app.training.group_stats import GroupStatistics
+from app.records.run_log import RunLog
 
 MODES = {"off": 10**9, "every 10 steps": 10, "every step": 1, "off again": 10**9}
-
-
-class Block(list):
-    """Batches, as a loader."""
-
-    sampler = SimpleNamespace(epoch=0)
 
 
 def main(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as at_end:
         overrides = [f"run.folder={folder}", "run.device=cpu"]
-        run = train.prepare(*load_config("configs/fusion.yaml", overrides), None)
-        train.open_run_folder(run, at_end)
-        group_statistics = GroupStatistics(run.optimizer, run.groups, run.gradients)
-        run_log = RunLog(run.folder, [group.name for group in run.groups], list(run.model.unimodal_heads))
-        block = Block(batch for batch, _ in zip(run.train_loader, range(10), strict=False))
+        run = build_run(*load_config("configs/fusion.yaml", overrides))
+        open_run_folder(run, at_end)
+        run_log = RunLog(run.folder, [group.name for group in run.groups], run.parts.branches)
+        block = [batch for batch, _ in zip(run.loaders["train"], range(10), strict=False)]
         readings = []
 
-        def log(step, values, groups):
-            start = time.perf_counter()
-            run_log.training({"step": step, "epoch": 1}, values, groups)
-            readings.append(time.perf_counter() - start)
-
         def seconds(every: int) -> float:
-            parts = [run.optimizer, run.learning_rates, run.freezing, run.gradients, group_statistics]
-            arguments = {"epoch": 0, "step": 0, "seed": 0, "log_every": every, "log": log}
             start = time.perf_counter()
-            with open(os.devnull, "w") as quiet, contextlib.redirect_stderr(quiet):
-                train_one_epoch(
-                    run.model,
-                    block,
-                    *parts,
-                    **arguments,
-                    device=torch.device("cpu"),
-                    precision=run.config.run.precision,
-                )
+            run.train_step.read_every = every
+            run.train_step.start_epoch(0)
+            for step, batch in enumerate(block):
+                if reading := run.train_step(batch, step):
+                    written = time.perf_counter()
+                    run_log.training({"step": step + 1, "epoch": 1}, reading)
+                    readings.append(time.perf_counter() - written)
+            run.train_step.end_epoch()
             return time.perf_counter() - start
 
         seconds(1)  # warm-up
