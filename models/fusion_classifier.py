@@ -18,7 +18,7 @@ from models.temporal_branch import TemporalBranch, TemporalBranchConfig
 
 class UnimodalHeadsConfig(Section):
     loss_weight: float = Field(
-        ge=0, description="share of their gradient that reaches the branches; 0: they only watch"
+        ge=0, description="weight of their losses in what trains the branches; 0: only the heads learn from them"
     )
 
 
