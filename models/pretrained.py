@@ -110,6 +110,9 @@ def _build_with_torchvision_weights(architecture: str, weights: str) -> tuple[nn
 def load_weights_file(network: nn.Module, path: Path) -> str:
     """Loads a state dict whose tensors are `network`'s own (see match_tensors), in place.
 
+    A file may hold another precision (float16, bfloat16, float64), but floating point numbers where the network has
+    them, and whole numbers where it has those.
+
     Returns a description. Raises FileNotFoundError or ValueError, before anything changes.
     """
     if not path.is_file():
@@ -122,18 +125,53 @@ def load_weights_file(network: nn.Module, path: Path) -> str:
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    ):
         raise ValueError(f"weights file {path} holds no state dict (names -> tensors); {_ALTERNATIVES}")
+    for name, tensor in state.items():
+        if kind := _special_kind(tensor):
+            raise ValueError(f"weights file {path}: {name} is {kind}; save plain dense tensors, or {_ALTERNATIVES}")
 
     own = network.state_dict()
     try:
         source_of = match_tensors(shapes_of(own), classifier_modules(network), shapes_of(state))
     except ValueError as error:
         raise ValueError(f"weights file {path} is not of this architecture: {error}; {_ALTERNATIVES}") from None
-    _check_finite(f"weights file {path}", network, {name: state[source] for name, source in source_of.items()})
     for name, source in source_of.items():
-        own[name].copy_(state[source])
+        found, wanted = state[source].dtype, own[name].dtype
+        if _kind_of_number(found) != _kind_of_number(wanted):
+            raise ValueError(
+                f"weights file {path}: {source} holds {_kind_of_number(found)} ({_short(found)}), the network needs "
+                f"{_kind_of_number(wanted)} ({_short(wanted)}); {_ALTERNATIVES}"
+            )
+    # What is finite in the file need not be so in the network's type.
+    loaded = {name: state[source].detach().to(own[name].dtype) for name, source in source_of.items()}
+    _check_finite(f"weights file {path}", network, loaded)
+    for name, tensor in loaded.items():
+        own[name].copy_(tensor)
     return f"{path.name} ({len(source_of)} tensors)"
+
+
+def _special_kind(tensor: torch.Tensor) -> str | None:
+    """What a tensor is that cannot be copied into a network's as it stands; None for a plain one."""
+    if tensor.is_meta:
+        return "a meta tensor, which has no values"
+    if tensor.is_quantized:
+        return f"quantised ({_short(tensor.dtype)})"
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return f"not dense (its layout is {'nested' if tensor.is_nested else _short(tensor.layout)})"
+    return None
+
+
+def _kind_of_number(dtype: torch.dtype) -> str:
+    if dtype.is_floating_point or dtype.is_complex:
+        return "floating point numbers" if dtype.is_floating_point else "complex numbers"
+    return "truth values" if dtype == torch.bool else "whole numbers"
+
+
+def _short(torch_name: torch.dtype | torch.layout) -> str:
+    return str(torch_name).removeprefix("torch.")
 
 
 def shapes_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
@@ -230,4 +268,4 @@ def _check_finite(what: str, network: nn.Module, state: dict[str, torch.Tensor])
     classifier = classifier_modules(network)
     for name, tensor in state.items():
         if not _is_below(name, classifier) and not torch.isfinite(tensor).all():
-            raise ValueError(f"{what}: {name} is not finite; {_ALTERNATIVES}")
+            raise ValueError(f"{what}: {name} is not finite as {_short(tensor.dtype)}; {_ALTERNATIVES}")

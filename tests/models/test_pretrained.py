@@ -213,6 +213,50 @@ def test_weights_that_do_not_fit_are_one_line_with_the_alternatives(tmp_path, wr
     assert torch.equal(before, network.features[0][0].weight)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch calls quantised tensors outdated
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("conv1.weight", lambda w: (w * 100).to(torch.int8), "{} holds whole numbers (int8), the network needs float"),
+        ("conv1.weight", lambda w: w > 0, "{} holds truth values (bool)"),
+        ("conv1.weight", lambda w: w + 1j, "{} holds complex numbers (complex64)"),
+        ("bn1.num_batches_tracked", lambda w: w.float(), "{} holds floating point numbers (float32), the network"),
+        ("bn1.num_batches_tracked", lambda w: w > 0, "{} holds truth values (bool)"),
+        ("conv1.weight", lambda w: w.double() * 1e300, "conv1.weight is not finite as float32"),
+        ("conv1.weight", lambda w: w.to_sparse(), "{} is not dense (its layout is sparse_coo)"),
+        ("fc.weight", lambda w: w.to_sparse_csr(), "{} is not dense (its layout is sparse_csr)"),
+        ("conv1.weight", lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), "{} is quantised (qint8)"),
+        ("conv1.weight", lambda w: w.to("meta"), "{} is a meta tensor, which has no values"),
+        (1, lambda w: torch.zeros(2), "holds no state dict (names -> tensors)"),
+    ],
+)
+@pytest.mark.parametrize("names", [dict, with_other_names], ids=["by name", "by order"])
+def test_what_a_network_cannot_hold_as_it_is_is_refused(tmp_path, key, change, message, names):
+    own = build_network("resnet18").state_dict()
+    state = names(own)
+    name = dict(zip(own, state, strict=True)).get(key, key)
+    state[name] = change(state.get(name))
+    torch.save(state, tmp_path / "w.pt")
+    target = build_network("resnet18")
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    with pytest.raises(ValueError) as error:
+        load_weights_file(target, tmp_path / "w.pt")
+    assert message.format(name) in str(error.value) and "use 'packaged'" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(before[name], value) for name, value in target.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("nesting", ["state_dict", "model", None])
+def test_another_precision_nesting_and_prefix_load(tmp_path, dtype, nesting):
+    source, target = build_network("resnet18").to(dtype), build_network("resnet18")
+    state = {f"module.{name}": value for name, value in source.state_dict(keep_vars=True).items()}
+    torch.save({nesting: state} if nesting else state, tmp_path / "w.pt")
+    load_weights_file(target, tmp_path / "w.pt")
+    assert torch.equal(target.conv1.weight, source.conv1.weight.float())
+    assert target.conv1.weight.is_leaf
+
+
 # --- torchvision's own ---
 
 
