@@ -11,6 +11,8 @@ import os
 import re
 import types
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -87,12 +89,14 @@ def read_part(root: type[Section], tree: dict, key: str) -> Any:
 
 
 def run_name_in(path: Path) -> str | None:
-    """run.name in a config.yaml; None if it has none, or reads a variable of the environment that is missing."""
+    """run.name in a config.yaml. None if it has none, or one that reads the environment: it may read another today."""
     tree = _read_file(path, "the key run.name")
-    try:
-        return OmegaConf.select(tree, "run.name")
-    except OmegaConfBaseException:
-        return None
+    with _noting_reads() as was_read:
+        try:
+            name = OmegaConf.select(tree, "run.name")
+        except OmegaConfBaseException:
+            return None
+    return None if was_read else name
 
 
 def save_config(tree: dict, path: Path) -> None:
@@ -397,19 +401,14 @@ def _locate(kind: type[Section], error: dict[str, Any], plain: dict, written: di
 
 def _without_secrets(tree: DictConfig) -> dict:
     """The tree as plain values, every interpolation resolved but those that read the environment."""
-    was_read = []
-
-    def note_and_read(name: str, *default: Any) -> Any:
-        was_read.append(name)
-        return read_environment(name, *default)
 
     def plain(node: DictConfig | ListConfig, key: Any, written: Any) -> Any:
         if not OmegaConf.is_interpolation(node, key):
             return plain_items(node[key], written) if isinstance(written, dict | list) else written
-        was_read.clear()
-        value = node[key]
-        if OmegaConf.is_config(value):
-            value = OmegaConf.to_container(value, resolve=True)
+        with _noting_reads() as was_read:
+            value = node[key]
+            if OmegaConf.is_config(value):
+                value = OmegaConf.to_container(value, resolve=True)
         return written if was_read else value
 
     def plain_items(node: DictConfig | ListConfig, written: dict | list) -> dict | list:
@@ -417,9 +416,21 @@ def _without_secrets(tree: DictConfig) -> dict:
             return {key: plain(node, key, item) for key, item in written.items()}
         return [plain(node, i, item) for i, item in enumerate(written)]
 
+    return plain_items(tree, OmegaConf.to_container(tree))
+
+
+@contextmanager
+def _noting_reads() -> Iterator[list[str]]:
+    """The variables of the environment that are read meanwhile."""
+    was_read = []
+
+    def note_and_read(name: str, *default: Any) -> Any:
+        was_read.append(name)
+        return read_environment(name, *default)
+
     OmegaConf.register_resolver("oc.env", note_and_read, replace=True)
     try:
-        return plain_items(tree, OmegaConf.to_container(tree))
+        yield was_read
     finally:
         OmegaConf.register_resolver("oc.env", read_environment, replace=True)
 

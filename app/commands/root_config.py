@@ -31,19 +31,19 @@ class Config(Section):
 def load_config(path: str | Path, overrides: list[str] | None = None) -> tuple[Config, dict]:
     """The config of a YAML file with overrides, checked as a whole; and as plain values: see app/config.py.
 
+    run.name is saved as it reads now: it is the folder's name and no secret, and a run must be found under it later.
+
     Raises FileNotFoundError, or Findings for all that is wrong inside. What one section demands of another is
     looked at where each is right on its own.
     """
     config, tree = read_config(Config, path, overrides)
-    _raise_contradictions(config)
-    return config, tree
+    return _complete(config, tree)
 
 
 def parse_config(tree: dict) -> tuple[Config, dict]:
     """Like load_config, from a tree that is already read (such as the one in a checkpoint)."""
     config, tree = check_config(Config, tree)
-    _raise_contradictions(config)
-    return config, tree
+    return _complete(config, tree)
 
 
 def read_part(tree: dict, key: str) -> Any:
@@ -51,9 +51,17 @@ def read_part(tree: dict, key: str) -> Any:
     return read_part_of(Config, tree, key)
 
 
-def _raise_contradictions(config: Config) -> None:
+def rename_run(config: Config, tree: dict, name: str) -> tuple[Config, dict]:
+    """The same under another run.name."""
+    if isinstance(tree["run"], dict):  # and not a text, where the whole section is read from the environment
+        tree = {**tree, "run": {**tree["run"], "name": name}}
+    return config.model_copy(update={"run": config.run.model_copy(update={"name": name})}), tree
+
+
+def _complete(config: Config, tree: dict) -> tuple[Config, dict]:
     if lines := [*_contradictions(config)]:
         raise Findings(lines)
+    return rename_run(config, tree, config.run.name)
 
 
 def _contradictions(config: Config) -> Iterator[str]:

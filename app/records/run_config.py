@@ -41,6 +41,7 @@ class RunConfig(Section):
             "is empty": not name,
             "has a separator": "/" in name or "\\" in name,
             "has '..'": ".." in name,
+            "has '${'": "${" in name,  # in a saved config it would point elsewhere
             "begins with a dot": name.startswith("."),
             "ends with a dot": name.endswith("."),
             "begins or ends with a space": name != name.strip(),

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from app.commands.root_config import Config, load_config, parse_config, read_part
-from app.config import differences, save_config
+from app.config import differences, run_name_in, save_config
 from app.learning_rates.rules import PlateauConfig, ThresholdConfig
 from app.messages import Findings
 from app.param_groups.groups import GroupConfig
@@ -252,7 +252,7 @@ def test_a_variable_of_the_environment_is_read_as_what_is_wanted(tree, monkeypat
     group = config.optimizer.groups["image_branch"]
     assert (config.run.seed, config.run.name, group.lr, group.no_decay) == (7, "1e-4", 2e-3, True)
     assert config.optimizer.groups["fusion_head"].lr == 2e-3
-    assert plain == tree
+    assert plain == {**tree, "run": {**tree["run"], "name": "1e-4"}}
 
 
 @pytest.mark.parametrize("key", ["optimizer.groups.image_branch", "optimizer.groups.image_branch.options", "run"])
@@ -376,10 +376,10 @@ def test_an_override_below_a_value_that_points_elsewhere_is_refused(tmp_path):
 
 def test_the_environment_stays_unresolved_when_an_override_names_it(monkeypatch):
     monkeypatch.setenv("SECRET", "swordfish")
-    overrides = ["run.folder=${oc.env:SECRET}", "run.name=x-${oc.env:SECRET}", "optimizer.clip_norm=${oc.env:NO,null}"]
+    overrides = ["run.folder=x-${oc.env:SECRET}", "optimizer.clip_norm=${oc.env:NO,null}"]
     config, tree = fusion(*overrides)
-    assert (config.run.folder, config.run.name, config.optimizer.clip_norm) == ("swordfish", "x-swordfish", None)
-    assert (tree["run"]["folder"], tree["run"]["name"]) == ("${oc.env:SECRET}", "x-${oc.env:SECRET}")
+    assert (config.run.folder, config.optimizer.clip_norm) == ("x-swordfish", None)
+    assert tree["run"]["folder"] == "x-${oc.env:SECRET}"
     assert tree["optimizer"]["clip_norm"] == "${oc.env:NO,null}"
     assert "swordfish" not in str(tree)
     assert parse_config(tree)[0] == config
@@ -468,16 +468,51 @@ def test_a_missing_file_is_named_with_what_there_is(tmp_path, monkeypatch):
 def test_secrets_of_the_environment_stay_out_of_the_saved_config(tree, monkeypatch):
     monkeypatch.setenv("SECRET", "swordfish")
     tree["run"]["folder"] = "${oc.env:SECRET}"
-    tree["run"]["name"] = "${run.folder}-${optimizer.name}"
+    tree["model"]["image_branch"]["weights"] = "${run.folder}-${optimizer.name}"
     tree["optimizer"]["groups"]["image_branch"]["params"] = ["image_branch.${oc.env:SECRET}", "${oc.env:NO,x}"]
     config, plain = parse_config(tree)
     assert config.run.folder == "swordfish"
-    assert config.run.name == "swordfish-AdamW"
+    assert config.model.image_branch.weights == "swordfish-AdamW"
     assert config.optimizer.groups["image_branch"].params == ["image_branch.swordfish", "x"]
     assert plain["run"]["folder"] == "${oc.env:SECRET}"
-    assert plain["run"]["name"] == "${run.folder}-${optimizer.name}"  # as written, for it reads the environment
+    written = plain["model"]["image_branch"]["weights"]
+    assert written == "${run.folder}-${optimizer.name}"  # for it reads the environment
     assert parse_config(plain)[0] == config
     assert "swordfish" not in OmegaConf.to_yaml(OmegaConf.create(plain))
+
+
+@pytest.mark.parametrize("name", ["x-${oc.env:RUN}", "x-${run.folder}", "x-${oc.decode:${oc.env:RUN}}"])
+def test_the_name_of_a_run_is_saved_as_it_was_read(tree, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("RUN", "a")
+    tree["run"].update(name=name, folder="${oc.env:RUN}")
+    config, plain = parse_config(tree)
+    assert config.run.name == "x-a" and plain["run"]["folder"] == "${oc.env:RUN}"
+    monkeypatch.setenv("RUN", "b")
+    assert parse_config(plain)[0].run.name == "x-a"
+    save_config(plain, tmp_path / "config.yaml")
+    assert run_name_in(tmp_path / "config.yaml") == "x-a"
+
+
+def test_a_name_that_would_point_elsewhere_once_it_is_saved_is_refused(tree, monkeypatch):
+    monkeypatch.setenv("RUN", "x-${run.seed}")
+    tree["run"]["name"] = "${oc.env:RUN}"
+    with pytest.raises(ValueError, match=r"^run.name: found 'x-\$\{run.seed\}', which has '\$\{'; give a plain name"):
+        parse_config(tree)
+
+
+def test_a_saved_name_that_reads_the_environment_is_none(tmp_path, monkeypatch):
+    """Nobody knows what it read when the run was started."""
+    monkeypatch.setenv("RUN", "b")
+    for name, found in {"${oc.env:RUN}": None, "${run.folder}": None, "${run.seed}-x": "0-x"}.items():
+        save_config({"run": {"name": name, "folder": "${oc.env:RUN}", "seed": 0}}, tmp_path / "config.yaml")
+        assert run_name_in(tmp_path / "config.yaml") == found
+
+
+def test_a_run_section_that_the_environment_holds_as_a_whole_stays_as_written(tree, monkeypatch):
+    section = "{name: a, folder: r, seed: 0, epochs: 1, device: cpu, precision: fp32}"
+    monkeypatch.setenv("RUN", section)
+    config, plain = parse_config({**tree, "run": "${oc.decode:${oc.env:RUN}}"})
+    assert config.run.name == "a" and plain["run"] == "${oc.decode:${oc.env:RUN}}"
 
 
 def test_differences_name_the_leaves_that_changed():

@@ -56,15 +56,15 @@ def test_the_run_to_continue_is_known_by_its_name_in_the_config_and_by_the_time_
     saved_run(tmp_path / "smoke-2", "smoke", 4)
     saved_run(tmp_path / "smoke-7", "smoke-7", 9)  # so its user called it
     saved_run(tmp_path / "smoke-3", None, 9)  # of another program
-    saved_run(tmp_path / "smoke-4", "${oc.env:NOWHERE}", 9)
+    saved_run(tmp_path / "smoke-4", "${oc.env:NAME}", 9)  # what it read when the run began is not known
     (tmp_path / "smoke-5").mkdir()
     save_config({"run": {"name": "smoke"}}, tmp_path / "smoke-5" / "config.yaml")  # stopped before its first checkpoint
     os.utime(last, (0, 0))  # as a copy may have
     assert newest_checkpoint(tmp_path, "smoke") == last
     assert newest_checkpoint(tmp_path, "smoke-7").parts[-3] == "smoke-7"
     assert newest_checkpoint(tmp_path, "smoke-2") is None
-    monkeypatch.setenv("NOWHERE", "smoke")
-    assert newest_checkpoint(tmp_path, "smoke").parts[-3] == "smoke-4"
+    monkeypatch.setenv("NAME", "smoke")
+    assert newest_checkpoint(tmp_path, "smoke") == last
 
 
 def test_a_checkpoint_belongs_to_the_run_whose_config_lies_beside_it(tmp_path, saved_run):
