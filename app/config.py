@@ -224,12 +224,22 @@ def _apply_override(tree: DictConfig, override: str, root: type[Section]) -> Non
     path = [name for name in re.split(r"[.\[\]]", key) if name]
     if not equals or not path:
         raise ValueError("not of the form key.of.the.config=value")
-    hint, value = root, OmegaConf.to_container(tree)
-    for i, name in enumerate(path):
+    hint, value, parent = root, OmegaConf.to_container(tree), ""
+    for name in path:
         if isinstance(value, str) and "${" in value:
-            raise ValueError(f"{'.'.join(path[:i])} is {value}; replace it as a whole, or change what it points to")
+            raise ValueError(f"{parent} is {value}; replace it as a whole, or change what it points to")
+        if isinstance(value, list) and not (name.isdecimal() and int(name) < len(value)):
+            raise ValueError(f"{parent} {_entries(len(value))}; to add one, replace the whole list")
+        parent = f"{parent}[{name}]" if isinstance(value, list) else _join(parent, name)
         hint, value = type_below(hint, name), _value_below(value, name)
     OmegaConf.update(tree, key, _parse_override(text, hint), merge=False, force_add=True)
+
+
+def _entries(count: int) -> str:
+    """How many a list has, and the indices that are allowed."""
+    if count < 2:
+        return "has 1 entry, and its only index is 0" if count else "has no entries, and so no index"
+    return f"has {count} entries, and its indices are 0 to {count - 1}"
 
 
 def _value_below(value: Any, name: str | int) -> Any:

@@ -242,6 +242,28 @@ def test_all_bad_overrides_are_told_at_once():
     assert [line[:20] for line in str(error.value).splitlines()] == ["override 'run.name':", "override 'a=[': whil"]
 
 
+@pytest.mark.parametrize(
+    ("override", "finding"),
+    [
+        (
+            "learning_rates.reductions[5].patience=1",
+            "learning_rates.reductions has 3 entries, and its indices are 0 to 2",
+        ),
+        ("learning_rates.reductions[3]=x", "learning_rates.reductions has 3 entries, and its indices are 0 to 2"),
+        ("learning_rates.reductions[-1].patience=1", "has 3 entries, and its indices are 0 to 2"),
+        (
+            "learning_rates.reductions.x=1",
+            "has 3 entries, and its indices are 0 to 2; to add one, replace the whole list",
+        ),
+        ("learning_rates.reductions[0].groups[1]=x", "reductions[0].groups has 1 entry, and its only index is 0"),
+    ],
+)
+def test_an_index_that_a_list_does_not_have_is_told_with_those_that_it_has(override, finding):
+    with pytest.raises(ValueError) as error:
+        fusion(override)
+    assert finding in str(error.value) and str(error.value).startswith(f"override '{override}': ")
+
+
 def test_a_variable_of_the_environment_is_read_as_what_is_wanted(tree, monkeypatch):
     for name, value in {"LR": "2e-3", "SEED": "7", "NO_DECAY": "true", "NAME": "1e-4"}.items():
         monkeypatch.setenv(name, value)
