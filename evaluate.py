@@ -13,7 +13,7 @@ from pathlib import Path
 from app.commands.build import build_trained
 from app.evaluation.predictions import predict, rows_of
 from app.evaluation.report import describe_report, make_report, write_report
-from app.messages import report_error, survive_lost_output
+from app.messages import report_error, survive_lost_output, warn
 from app.records.run_config import DEVICES
 from app.records.run_folder import run_folder_of
 from app.training.precision import slow_precision
@@ -41,8 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def evaluate(checkpoint: Path, split: str, output: str | None, device_name: str) -> None:
     trained = build_trained(checkpoint, device_name)
+    for change in trained.changed:
+        warn(f"{change} than in training")
     if slow := slow_precision(**trained.placement):
-        print(f"warning: the checkpoint was trained in bf16, and {slow}")
+        warn(f"the checkpoint was trained in bf16, and {slow}")
     parts, saved = trained.parts, trained.saved
     metrics = parts.new_metrics().to(trained.placement["device"])
     predictions = []

@@ -122,6 +122,34 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
     return lines
 
 
+def environment_values(saved: dict) -> dict[str, tuple[str, Any]]:
+    """Of each value of a saved config that reads the environment, by its key: as it is written, and what it reads now.
+
+    None is read where a variable is missing.
+    """
+    found = {}
+
+    def look(node: DictConfig | ListConfig, name: Any, written: Any, key: str) -> None:
+        if OmegaConf.is_interpolation(node, name):  # any other was resolved before it was saved
+            try:
+                value = node[name]
+                value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            except OmegaConfBaseException:
+                value = None
+            found[key] = (written, value)
+        elif isinstance(written, list):
+            for i, item in enumerate(written):
+                look(node[name], i, item, f"{key}[{i}]")
+        elif isinstance(written, dict):
+            for inner, item in written.items():
+                look(node[name], inner, item, _join(key, inner))
+
+    tree = OmegaConf.create(saved)
+    for name, written in OmegaConf.to_container(tree).items():
+        look(tree, name, written, name)
+    return found
+
+
 def names_of(*sections: type[Section]) -> str:
     return ", ".join(dict.fromkeys(name for section in sections for name in section.model_fields))
 

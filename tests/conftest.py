@@ -105,6 +105,7 @@ def checkpoint_content() -> dict:
         "saved_at": 1.0,
         "val": {"loss": 0.5},
         "config": {"run": {"seed": 0}},
+        "environment": {"salt": "00", "digests": {}},
         "data_spec": {"class_names": ["a", "b"]},
         "image_weights": {"description": "random start"},
         "groups": [{"name": "temporal_branch"}],

@@ -19,6 +19,7 @@ from app.param_groups.groups import Group, describe_groups
 from app.param_groups.optimizer import build_optimizer
 from app.randomness import make_deterministic, seed_everything
 from app.records.checkpoint import load_checkpoint
+from app.records.environment import changed_environment, environment_digests
 from app.training.gradients import Gradients
 from app.training.group_stats import GroupStatistics
 from app.training.precision import choose_device
@@ -57,6 +58,7 @@ class Run:
 
     config: Config
     tree: dict[str, Any]  # the config as plain values
+    environment: dict[str, Any]  # digests of what it read from the environment
     device: torch.device
     parts: ModelAndData
     loaders: dict[str, DataLoader]  # "train", "val", "test"
@@ -80,6 +82,7 @@ class Run:
             "saved_at": time.time(),  # what --resume auto goes by
             "val": val,
             "config": self.tree,
+            "environment": self.environment,
             "data_spec": self.parts.data_spec.to_dict(),
             "image_weights": asdict(self.parts.image_weights),
             "groups": describe_groups(self.groups),
@@ -161,11 +164,24 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
         learning_rates=learning_rates,
         best_weights=best_weights,
     )
-    run = Run(config, tree, device, parts, loaders, groups, learning_rates, best_weights, train_step, state)
+    run = Run(
+        config=config,
+        tree=tree,
+        environment=environment_digests(tree),
+        device=device,
+        parts=parts,
+        loaders=loaders,
+        groups=groups,
+        learning_rates=learning_rates,
+        best_weights=best_weights,
+        train_step=train_step,
+        state=state,
+    )
     if saved:
         afresh = state.load_state_dict(saved, resume_from)
         run.resumed_from, run.resumed_val = resume_from, saved["val"]
-        run.notes = [f"changed since then: {line}" for line in differences(saved["config"], tree)]
+        changed = differences(saved["config"], tree) + changed_environment(saved, tree)
+        run.notes = [f"changed since then: {line}" for line in changed]
         run.notes += [f"starts afresh: {line}" for line in afresh]
     return run
 
@@ -178,6 +194,7 @@ class Trained:
     parts: ModelAndData
     batch_size: int
     placement: dict[str, Any]  # device and precision
+    changed: list[str]  # what it reads from the environment, and read otherwise in training
 
 
 def build_trained(checkpoint: Path, device_name: str) -> Trained:
@@ -187,11 +204,13 @@ def build_trained(checkpoint: Path, device_name: str) -> Trained:
     tree = saved["config"]
     if isinstance(tree["model"]["image_branch"], dict):
         tree["model"]["image_branch"]["weights"] = "none"  # they come from the checkpoint
-    data, model_config, seed, precision = (read_part(tree, k) for k in ("data", "model", "run.seed", "run.precision"))
+    used = ("data", "model", "run.seed", "run.precision")
+    data, model_config, seed, precision = (read_part(tree, key) for key in used)
     device = choose_device(device_name)
     parts = build_model_and_data(model_config, data, seed=seed, device=device, saved=saved)
     load_model(parts.model, saved, checkpoint)
-    return Trained(saved, parts, data.batch_size, {"device": device, "precision": precision})
+    changed = changed_environment(saved, tree, used)
+    return Trained(saved, parts, data.batch_size, {"device": device, "precision": precision}, changed)
 
 
 def load_model(model: FusionClassifier, saved: dict[str, Any], path: Path) -> None:

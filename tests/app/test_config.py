@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from app.commands.root_config import Config, load_config, parse_config, read_part
-from app.config import differences, run_name_in, save_config
+from app.config import differences, environment_values, run_name_in, save_config
 from app.learning_rates.rules import PlateauConfig, ThresholdConfig
 from app.messages import Findings
 from app.param_groups.groups import GroupConfig
@@ -253,7 +253,7 @@ def test_all_bad_overrides_are_told_at_once():
         ("learning_rates.reductions[-1].patience=1", "has 3 entries, and its indices are 0 to 2"),
         (
             "learning_rates.reductions.x=1",
-            "has 3 entries, and its indices are 0 to 2; to add one, replace the whole list",
+            "and its indices are 0 to 2; to add one, replace the whole list",
         ),
         ("learning_rates.reductions[0].groups[1]=x", "reductions[0].groups has 1 entry, and its only index is 0"),
     ],
@@ -535,6 +535,26 @@ def test_a_run_section_that_the_environment_holds_as_a_whole_stays_as_written(tr
     monkeypatch.setenv("RUN", section)
     config, plain = parse_config({**tree, "run": "${oc.decode:${oc.env:RUN}}"})
     assert config.run.name == "a" and plain["run"] == "${oc.decode:${oc.env:RUN}}"
+
+
+def test_values_of_the_environment_are_found_in_a_saved_config_by_their_keys(tree, monkeypatch):
+    monkeypatch.setenv("X", "0.5")
+    groups = tree["optimizer"]["groups"]
+    groups["image_branch"].update(lr="${oc.env:X}", betas=["${oc.env:X}", 0.9], weight_decay="${oc.env:NOWHERE,0}")
+    groups["fusion_head"].update(lr="${optimizer.groups.image_branch.lr}", weight_decay="${run.seed}")
+    tree["learning_rates"]["reductions"][1]["monitor"] = "val/${oc.env:NAME,loss}"
+    saved = parse_config(tree)[1]
+    image = "optimizer.groups.image_branch"
+    first = {
+        f"{image}.lr": ("${oc.env:X}", "0.5"),
+        f"{image}.weight_decay": ("${oc.env:NOWHERE,0}", "0"),
+        f"{image}.betas[0]": ("${oc.env:X}", "0.5"),
+        "optimizer.groups.fusion_head.lr": ("${optimizer.groups.image_branch.lr}", "0.5"),
+    }
+    rule = {"learning_rates.reductions[1].monitor": ("val/${oc.env:NAME,loss}", "val/loss")}
+    assert environment_values(saved) == {**first, **rule}
+    monkeypatch.delenv("X")
+    assert environment_values(saved)[f"{image}.lr"] == ("${oc.env:X}", None)
 
 
 def test_differences_name_the_leaves_that_changed():
