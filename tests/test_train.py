@@ -695,6 +695,20 @@ def test_a_resume_in_another_environment_finds_its_own_run_and_names_what_reads_
 
 
 @pytest.mark.slow
+def test_a_run_that_is_continued_by_its_path_keeps_its_name(tmp_path, train_here):
+    train_here(tmp_path, "run.epochs=1", "run.name=mine")
+    last = tmp_path / "mine" / "checkpoints" / "last.pt"
+    output = train_here(tmp_path, "run.epochs=2", "--resume", str(last))
+    assert "  note: this run goes on as mine; run.name=smoke is not used\n" in output
+    assert "  changed since then: run.epochs: 1 -> 2\n" in output and "changed since then: run.name" not in output
+    assert run_name_in(tmp_path / "mine" / "config.yaml") == "mine"
+    assert checkpoints.load_checkpoint(last)["config"]["run"]["name"] == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    again = train_here(tmp_path, "run.epochs=2", "run.name=mine", "--resume", "auto", "--dry-run")
+    assert f"resuming {last} after epoch 2" in again and "note: this run" not in again
+
+
+@pytest.mark.slow
 def test_bf16_learns_along_the_curve_of_fp32(tmp_path, train_here):
     curves = {}
     for number_format in ("fp32", "bf16"):

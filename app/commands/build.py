@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from app.commands.root_config import Config, read_part
+from app.commands.root_config import Config, read_part, rename_run
 from app.config import differences
 from app.evaluation.metrics import ClassificationMetrics, metric_names
 from app.learning_rates.best_weights import BestWeights
@@ -20,6 +20,7 @@ from app.param_groups.optimizer import build_optimizer
 from app.randomness import make_deterministic, seed_everything
 from app.records.checkpoint import load_checkpoint
 from app.records.environment import changed_environment, environment_digests
+from app.records.run_folder import name_of_run
 from app.training.gradients import Gradients
 from app.training.group_stats import GroupStatistics
 from app.training.precision import choose_device
@@ -126,6 +127,10 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
     device = choose_device(config.run.device)
     make_deterministic()
     saved = load_checkpoint(resume_from) if resume_from else None
+    notes = []
+    if saved and (name := name_of_run(resume_from)) not in (None, config.run.name):
+        notes.append(f"note: this run goes on as {name}; run.name={config.run.name} is not used")
+        config, tree = rename_run(config, tree, name)
     parts = build_model_and_data(config.model, config.data, seed=config.run.seed, device=device, saved=saved)
     batching = {"batch_size": config.data.batch_size, "seed": config.run.seed, "pin_memory": device.type == "cuda"}
     loaders = {
@@ -181,7 +186,7 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
         afresh = state.load_state_dict(saved, resume_from)
         run.resumed_from, run.resumed_val = resume_from, saved["val"]
         changed = differences(saved["config"], tree) + changed_environment(saved, tree)
-        run.notes = [f"changed since then: {line}" for line in changed]
+        run.notes = notes + [f"changed since then: {line}" for line in changed]
         run.notes += [f"starts afresh: {line}" for line in afresh]
     return run
 

@@ -97,6 +97,16 @@ def remove_unfinished_saves(folder: Path) -> None:
         path.unlink()
 
 
+def name_of_run(checkpoint: Path) -> str | None:
+    """run.name of the run that a checkpoint belongs to; None without one, or if its config.yaml does not tell."""
+    folder = run_folder_of(checkpoint)
+    try:
+        name = run_name_in(folder / "config.yaml") if folder else None
+    except ValueError:  # the checkpoint has a config too
+        return None
+    return name if isinstance(name, str) else None
+
+
 def checkpoint_to_resume(resume: str | None, config: RunConfig) -> Path | None:
     """resume: None, auto or a path. None where there is nothing to resume; auto then says so.
 
