@@ -5,13 +5,13 @@ reduction, and a resumed run may change a base lr and keep its reductions.
 """
 
 import math
-from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from app.config import Section
 from app.learning_rates.events import LrEvent
+from app.learning_rates.matching import match_rules
 from app.learning_rates.rules import MODE_IS_GONE, RULES, Improvement, Reduction, Rule, stalled, validations
 from app.param_groups.groups import GroupConfig
 
@@ -245,7 +245,7 @@ class LearningRates:
         self.reduction |= {name: value for name, value in state["reduction"].items() if name in self.groups}
         self.frozen = {name for name in state["frozen"] if name in self.groups}
         self.unfrozen_at = {name: step for name, step in state["unfrozen_at"].items() if name in self.groups}
-        afresh += self._load_rules(list(state["rules"]))
+        afresh += self._load_rules(state["rules"])
         if self.stop:
             saved, monitor = state["stop"], self.config.stop.monitor
             if saved.get("monitor") == monitor:
@@ -255,21 +255,10 @@ class LearningRates:
         return afresh
 
     def _load_rules(self, saved: list[dict[str, Any]]) -> list[str]:
-        """First the unchanged rules, wherever they stand now; then those of the same group, monitor and kind."""
-        afresh, changed = [], []
-        for rule in self.rules:
-            if state := _take(saved, rule.is_same):
-                rule.load_state_dict(state)
-            else:
-                changed.append(rule)
-        for rule in changed:
-            if state := _take(saved, rule.is_same_kind):
-                afresh += rule.load_state_dict(state)
-            else:
-                afresh.append(
-                    f"reductions[{rule.index}] for {rule.group} (the checkpoint has no {rule.config.rule} "
-                    f"on {rule.config.monitor} for it)"
-                )
+        """Returns what starts afresh."""
+        pairs, afresh = match_rules(self.rules, saved)
+        for rule, state in pairs:
+            afresh += rule.load_state_dict(state)
         return afresh
 
     def _warmup(self, group: str, step: int) -> float:
@@ -306,11 +295,3 @@ def _schedule(config: ScheduleConfig | None, epoch: float, last: float) -> float
     progress = min(1.0, epoch / last) if last > 0 else 0.0
     remaining = (1 + math.cos(math.pi * progress)) / 2 if config.name == "cosine" else 1 - progress
     return config.end_factor + (1 - config.end_factor) * remaining
-
-
-def _take(states: list[dict[str, Any]], wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
-    """Takes the first wanted one out of the list."""
-    for i, state in enumerate(states):
-        if wanted(state):
-            return states.pop(i)
-    return None

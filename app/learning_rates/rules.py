@@ -165,20 +165,25 @@ class Rule:
         state = {name: getattr(self, name) for name in self.COUNTED_UNDER}
         return {"key": self.key, "group": self.group, "settings": dict(self.settings), **state}
 
-    def is_same(self, state: dict[str, Any]) -> bool:
-        """Whether a saved rule is this one, wherever it stood in the list."""
-        return (state["group"], state["settings"]) == (self.group, self.settings)
-
     def is_same_kind(self, state: dict[str, Any]) -> bool:
         """Whether a saved rule is this one but for settings that may change on resume."""
         settings = state["settings"]
         same = (self.group, self.config.monitor, self.config.rule)
         return (state["group"], settings["monitor"], settings["rule"]) == same
 
+    def differing(self, state: dict[str, Any]) -> int:
+        """The number of settings in which a saved rule of the same kind differs.
+
+        The base lr is its group's setting, and says nothing of which of the group's rules this is.
+        """
+        settings = state["settings"]
+        keys = (settings.keys() | self.settings.keys()) - {"lr"}
+        return sum(settings.get(key) != self.settings.get(key) for key in keys)
+
     def load_state_dict(self, state: dict[str, Any]) -> list[str]:
         """Takes over what was counted under the settings of today; returns the rest, in words.
 
-        state: one for which `is_same` or `is_same_kind` holds.
+        state: one for which `is_same_kind` holds.
         """
         afresh = []
         for name, settings in self.COUNTED_UNDER.items():
