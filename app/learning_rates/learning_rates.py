@@ -239,11 +239,17 @@ class LearningRates:
     def load_state_dict(self, state: dict[str, Any]) -> list[str]:
         """Takes over what still means the same: factors by group, counters by group, monitor, rule and settings.
 
+        A group that the checkpoint does not know counts as frozen so far if it has a freeze_until: its parameters may
+        have been frozen under another group's name, and a warm-up that was not needed does less harm than a full lr
+        at once. So it unfreezes with event and warm-up, now if its freeze_until has passed.
+
         Returns what starts afresh because the config has changed, one line each.
         """
-        afresh = [f"the reduction of {name} (a new group)" for name in self.reduction if name not in state["reduction"]]
+        new = [name for name in self.groups if name not in state["reduction"]]
+        afresh = [f"the reduction of {name} (a new group)" for name in new]
         self.reduction |= {name: value for name, value in state["reduction"].items() if name in self.groups}
         self.frozen = {name for name in state["frozen"] if name in self.groups}
+        self.frozen |= {name for name in new if self.groups[name].freeze_until > 0}
         self.unfrozen_at = {name: step for name, step in state["unfrozen_at"].items() if name in self.groups}
         afresh += self._load_rules(state["rules"])
         if self.stop:

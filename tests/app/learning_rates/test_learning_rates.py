@@ -438,3 +438,24 @@ def test_state_continues_where_it_was_and_settings_come_from_the_config():
 def test_an_unknown_monitor_is_named_with_the_known_ones(changes, key):
     with pytest.raises(ValueError, match=rf"{key}.monitor: 'val/los' is not a validation metric; known: val/loss"):
         make(*changes.pop("rules", []), **changes)
+
+
+@pytest.mark.parametrize(
+    ("freeze_until", "events"), [(0, []), (1, [2]), (2, [2]), (4, [4])], ids=["never", "before", "now", "later"]
+)
+def test_a_frozen_group_that_was_renamed_unfreezes_with_event_and_warmup(freeze_until, events):
+    """The checkpoint knows image_branch as another name: of this one it cannot say whether it was frozen."""
+    before = make(groups={"image_branch": {"freeze_until": 3}})
+    for epoch in range(2):
+        before.start_epoch(epoch=epoch, step=10 * epoch)
+    state = before.state_dict()
+    state["reduction"]["img"] = state["reduction"].pop("image_branch")
+    state["frozen"] = ["img"]
+    warmup = {"unfreeze_warmup_steps": 20} if freeze_until else {}
+    after = make(groups={"image_branch": {"freeze_until": freeze_until, **warmup}})
+    assert after.load_state_dict(state) == ["the reduction of image_branch (a new group)"]
+    found = {epoch: after.start_epoch(epoch=epoch, step=10 * epoch) for epoch in range(2, 10)}
+    assert [epoch for epoch, unfrozen in found.items() if unfrozen] == events
+    for epoch in events:
+        assert [event.describe() for event in found[epoch]] == ["lr of image_branch 0 -> 0.1: unfrozen"]
+        assert [lrs(after, 10 * epoch + i)[0] for i in (0, 9, 19, 20)] == pytest.approx([0.005, 0.05, 0.1, 0.1])
