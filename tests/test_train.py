@@ -709,6 +709,16 @@ def test_a_run_that_is_continued_by_its_path_keeps_its_name(tmp_path, train_here
 
 
 @pytest.mark.slow
+def test_a_resume_names_an_lr_below_a_raised_min_lr(tmp_path, train_here):
+    rule = "learning_rates.reductions=[{groups: [image_branch], monitor: val/loss, rule: threshold, above: 0.0, "
+    train_here(tmp_path, "run.epochs=1", rule + "factor: 0.1, min_lr: 1e-5}]")
+    again = ["run.epochs=2", "--resume", "auto", "--dry-run"]
+    assert "is above the lr" not in train_here(tmp_path, *again, rule + "factor: 0.1, min_lr: 1e-5}]")
+    output = train_here(tmp_path, *again, rule + "factor: 0.1, min_lr: 1e-4}]")
+    assert "  reductions[0].min_lr 0.0001 is above the lr of image_branch, which is 5e-05 without warm-up and" in output
+
+
+@pytest.mark.slow
 def test_bf16_learns_along_the_curve_of_fp32(tmp_path, train_here):
     curves = {}
     for number_format in ("fp32", "bf16"):

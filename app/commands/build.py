@@ -70,7 +70,7 @@ class Run:
     state: State
     resumed_from: Path | None = None
     resumed_val: dict[str, float] = field(default_factory=dict)  # the validation of that checkpoint
-    notes: list[str] = field(default_factory=list)  # what differs from the checkpoint's config, what starts afresh
+    notes: list[str] = field(default_factory=list)  # what a resume changed, starts afresh, leads to
     folder: Path | None = None
 
     @property
@@ -187,7 +187,7 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
         run.resumed_from, run.resumed_val = resume_from, saved["val"]
         changed = differences(saved["config"], tree) + changed_environment(saved, tree)
         run.notes = notes + [f"changed since then: {line}" for line in changed]
-        run.notes += [f"starts afresh: {line}" for line in afresh]
+        run.notes += [f"starts afresh: {line}" for line in afresh] + learning_rates.below_min_lr
     return run
 
 

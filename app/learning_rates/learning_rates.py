@@ -100,6 +100,7 @@ class LearningRates:
         ]
         self.stop = Improvement(config.stop.monitor) if config.stop else None
         self.stop_count = 0
+        self.below_min_lr: list[str] = []  # set by load_state_dict: what a changed lr or min_lr leads to, in words
         self._check_monitors(monitors)
 
     def lr(self, group: str, step: int, epoch: float) -> float:
@@ -261,10 +262,18 @@ class LearningRates:
         return afresh
 
     def _load_rules(self, saved: list[dict[str, Any]]) -> list[str]:
-        """Returns what starts afresh."""
+        """Returns what starts afresh. An lr below a min_lr that is unchanged is another rule's doing, as planned."""
         pairs, afresh = match_rules(self.rules, saved)
         for rule, state in pairs:
             afresh += rule.load_state_dict(state)
+        known = {rule.key: state["settings"] for rule, state in pairs}
+        self.below_min_lr = [
+            f"reductions[{rule.index}].min_lr {rule.config.min_lr:g} is above the lr of {rule.group}, which is "
+            f"{self.groups[rule.group].lr * self.reduction[rule.group]:g} without warm-up and schedule: this rule "
+            "cannot lower it; lower min_lr, or raise the lr"
+            for rule in self.rules
+            if rule.has_new_floor(known.get(rule.key)) and self.reduction[rule.group] < rule.floor * (1 - 1e-9)
+        ]
         return afresh
 
     def _warmup(self, group: str, step: int) -> float:

@@ -180,6 +180,10 @@ class Rule:
         keys = (settings.keys() | self.settings.keys()) - {"lr"}
         return sum(settings.get(key) != self.settings.get(key) for key in keys)
 
+    def has_new_floor(self, settings: dict[str, Any] | None) -> bool:
+        """Whether its floor is not that of the saved rule that it continues (whose settings are given, if any)."""
+        return settings is None or any(settings[key] != self.settings[key] for key in ("min_lr", "lr"))
+
     def load_state_dict(self, state: dict[str, Any]) -> list[str]:
         """Takes over what was counted under the settings of today; returns the rest, in words.
 

@@ -26,7 +26,7 @@ def threshold(groups, monitor="val/loss", **changes):
 
 def make(*reductions, groups=None, **changes):
     """Ten epochs of ten steps over four groups, without an optimizer."""
-    groups = {name: GroupConfig(lr=lr, **(groups or {}).get(name, {})) for name, lr in LRS.items()}
+    groups = {name: GroupConfig(**{"lr": lr, **(groups or {}).get(name, {})}) for name, lr in LRS.items()}
     settings = LearningRatesConfig(**{"warmup_steps": 0, "reductions": [], **changes})
     settings = settings.model_copy(update={"reductions": list(reductions)})  # those of a test's own rules, too
     return LearningRates(groups, {}, settings, monitors=MONITORS, steps_per_epoch=10, epochs=10)
@@ -459,3 +459,50 @@ def test_a_frozen_group_that_was_renamed_unfreezes_with_event_and_warmup(freeze_
     for epoch in events:
         assert [event.describe() for event in found[epoch]] == ["lr of image_branch 0 -> 0.1: unfrozen"]
         assert [lrs(after, 10 * epoch + i)[0] for i in (0, 9, 19, 20)] == pytest.approx([0.005, 0.05, 0.1, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("lr", "min_lrs", "named"),
+    [
+        (0.1, (0.02, 0.001), []),  # below the min_lr of the first rule, by the second one: as the plan says
+        (0.05, (0.02, 0.001), [0]),
+        (0.1, (0.03, 0.001), [0]),
+        (0.1, (0.02, 0.009), []),
+        (0.1, (0.02, 0.01), []),  # just there
+        (0.1, (0.02, 0.011), [1]),
+        (0.05, (0.02, 0.0051), [0, 1]),
+        (0.5, (0.02, 0.001), []),
+    ],
+)
+def test_an_lr_that_a_resume_finds_below_a_min_lr_is_named_and_stays(lr, min_lrs, named):
+    def rules(high, low):
+        return (
+            reduction(["image_branch"], patience=9, min_lr=high),
+            reduction(["image_branch"], "val/accuracy", patience=0, min_lr=low),
+        )
+
+    before = make(*rules(0.02, 0.001))
+    feed(before, [1.0, 1.0])
+    assert before.lr("image_branch", 20, 2) == pytest.approx(0.01)
+    before.start_epoch(epoch=2, step=20)
+    after = make(*rules(*min_lrs), groups={"image_branch": {"lr": lr}})
+    after.load_state_dict(before.state_dict())
+    now = after.lr("image_branch", 20, 2)
+    assert now == pytest.approx(lr * 0.1)
+    assert after.below_min_lr == [
+        f"reductions[{i}].min_lr {min_lrs[i]} is above the lr of image_branch, which is {now:g} without warm-up and "
+        "schedule: this rule cannot lower it; lower min_lr, or raise the lr"
+        for i in named
+    ]
+    again = make(*rules(*min_lrs), groups={"image_branch": {"lr": lr}})
+    again.load_state_dict(after.state_dict())
+    assert again.below_min_lr == []  # nothing has changed since then
+
+
+def test_an_added_rule_with_a_min_lr_above_the_lr_is_named():
+    before = make(reduction(["image_branch"], patience=0))
+    feed(before, [1.0, 1.0])
+    after = make(reduction(["image_branch"], patience=0), threshold(["image_branch"], above=9.0, min_lr=0.05))
+    after.load_state_dict(before.state_dict())
+    (line,) = after.below_min_lr
+    assert line.startswith("reductions[1].min_lr 0.05 is above the lr of image_branch, which is 0.01 ")

@@ -13,10 +13,7 @@ STATE = {2: 1, 9: 6, 5: 4}  # by patience: the bad validations that it has count
 
 
 def plateaus(*changes, lr=0.001):
-    rates = make(*(reduction([GROUP], **change) for change in changes))
-    for rule in rates.rules:
-        rule.settings["lr"] = lr
-    return rates
+    return make(*(reduction([GROUP], **change) for change in changes), groups={GROUP: {"lr": lr}})
 
 
 def saved(*changes):
