@@ -12,8 +12,9 @@ from app.commands.root_config import Config, read_part, rename_run
 from app.config import differences
 from app.evaluation.metrics import ClassificationMetrics, metric_names
 from app.learning_rates.best_weights import BestWeights
+from app.learning_rates.exhaustion import never_exhausted
 from app.learning_rates.learning_rates import LearningRates
-from app.messages import warn
+from app.messages import Findings, warn
 from app.param_groups.freezing import Freezing
 from app.param_groups.groups import Group, describe_groups
 from app.param_groups.optimizer import build_optimizer
@@ -188,7 +189,17 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
         changed = differences(saved["config"], tree) + changed_environment(saved, tree)
         run.notes = notes + [f"changed since then: {line}" for line in changed]
         run.notes += [f"starts afresh: {line}" for line in afresh] + learning_rates.below_min_lr
+    elif config.learning_rates.stop_when_exhausted:
+        _raise_never_exhausted(config, len(loaders["train"]))
     return run
+
+
+def _raise_never_exhausted(config: Config, steps_per_epoch: int) -> None:
+    """What the config alone could not tell, of a run from its start: a resumed one may have its warm-ups behind it."""
+    groups, epochs = config.optimizer.groups, config.run.epochs
+    lines = never_exhausted(groups, config.learning_rates, epochs=epochs, steps_per_epoch=steps_per_epoch)
+    if lines := [*lines]:
+        raise Findings(lines)
 
 
 @dataclass

@@ -8,8 +8,9 @@ from pydantic import Field
 
 from app.config import Section, check_config, read_config
 from app.config import read_part as read_part_of
+from app.learning_rates.exhaustion import never_exhausted
 from app.learning_rates.learning_rates import LearningRatesConfig
-from app.learning_rates.rules import PlateauConfig, ReductionConfig
+from app.learning_rates.rules import ReductionConfig
 from app.messages import Findings, nearest
 from app.param_groups.groups import GroupConfig
 from app.param_groups.optimizer import OptimizerConfig
@@ -73,7 +74,7 @@ def _contradictions(config: Config) -> Iterator[str]:
     for i, reduction in enumerate(config.learning_rates.reductions):
         yield from _wrong_reduction(f"learning_rates.reductions[{i}]", reduction, groups, epochs)
     if config.learning_rates.stop_when_exhausted:
-        yield from _never_exhausted(config)
+        yield from never_exhausted(groups, config.learning_rates, epochs=epochs)
     yield from _ignored_lr(config)
 
 
@@ -99,35 +100,6 @@ def _wrong_reduction(
         yield from _wrong_group(f"{key}.groups", name, groups, epochs)
         if name in groups and reduction.min_lr >= (lr := groups[name].lr):
             yield f"{key}.min_lr: found {reduction.min_lr}, must be below optimizer.groups.{name}.lr ({lr})"
-
-
-def _never_exhausted(config: Config) -> Iterator[str]:
-    """Each group must be able to reach the lowest min_lr of its rules, and to stall there."""
-    reasons: dict[str, list[str]] = {}
-    for name in config.optimizer.groups:
-        rules = {i: rule for i, rule in enumerate(config.learning_rates.reductions) if name in rule.groups}
-        for reason in _never_stalls(rules, config.run.epochs):
-            reasons.setdefault(reason, []).append(f"'{name}'")
-    for reason, names in reasons.items():
-        which = f"group {names[0]}" if len(names) == 1 else f"each of the groups {', '.join(names)}"
-        yield f"learning_rates.stop_when_exhausted: would never stop, for {which} has {reason}"
-
-
-def _never_stalls(rules: dict[int, ReductionConfig], epochs: int) -> Iterator[str]:
-    if not rules:
-        yield "no reduction; add one, or set stop_when_exhausted: false"
-    for i, rule in rules.items():
-        if rule.start_epoch > epochs:
-            yield (
-                f"reductions[{i}], which never acts: its start_epoch {rule.start_epoch} is after the last epoch "
-                f"(run.epochs {epochs})"
-            )
-    repeating = {i: rule for i, rule in rules.items() if isinstance(rule, PlateauConfig) or rule.repeat}
-    if rules and not repeating:
-        yield "only thresholds that act once; give one of them repeat: true"
-    for i, rule in repeating.items():
-        if rule.min_lr == 0:
-            yield f"reductions[{i}] with min_lr 0; give it a min_lr above 0"
 
 
 # Rprop reads lr at its first step only: from then on each weight has a step size of its own.

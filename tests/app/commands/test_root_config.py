@@ -10,6 +10,7 @@ PLATEAU = {"groups": ["image_branch"], "monitor": "val/loss", "rule": "plateau",
 THRESHOLD = {"groups": ["image_branch"], "monitor": "val/loss", "rule": "threshold", "factor": 0.1, "above": 0.5}
 GROUPS = ["image_branch", "temporal_branch", "fusion_head", "unimodal_heads"]
 FLOOR = PLATEAU | {"groups": GROUPS, "min_lr": 1e-6}
+PLATEAU_LATE = FLOOR | {"start_epoch": 8}
 EVERY = PLATEAU | {"groups": ["image_branch", "temporal_branch", "fusion_head", "unimodal_heads"]}
 
 
@@ -64,6 +65,11 @@ def without(entry, key):
         ),
         (
             "learning_rates",
+            {"reductions": [FLOOR | {"patience": 9}], "stop_when_exhausted": True},
+            "'unimodal_heads' has reductions[0], which never acts: it needs 11 validations (patience 9: a first",
+        ),
+        (
+            "learning_rates",
             {
                 "reductions": [without(FLOOR, "patience") | {"rule": "threshold", "above": 0.5}],
                 "stop_when_exhausted": True,
@@ -100,7 +106,9 @@ def test_settings_that_contradict_each_other_are_refused(tree, section, change, 
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("reductions", [[FLOOR], [FLOOR, THRESHOLD | {"groups": GROUPS}]])
+@pytest.mark.parametrize(
+    "reductions", [[FLOOR], [FLOOR | {"patience": 8}], [FLOOR, THRESHOLD | {"groups": GROUPS}], [FLOOR, PLATEAU_LATE]]
+)
 def test_what_can_be_exhausted_is_accepted(tree, reductions):
     tree["learning_rates"].update(reductions=reductions, stop_when_exhausted=True)
     assert parse_config(tree)[0].learning_rates.stop_when_exhausted
