@@ -1,4 +1,4 @@
-# Each target is one or two commands that the README also gives by hand.
+# Each target is one or two commands; README gives those of train, test, evaluate and tensorboard by hand too.
 PYTHON ?= python3
 CONFIG ?= configs/fusion.yaml
 CHECKPOINT ?= runs/fusion/checkpoints/best.pt

@@ -55,7 +55,7 @@ class GroupStatistics:
 
     @torch.no_grad()
     def after_step(self) -> dict[str, dict[str, float]]:
-        """{group: {hyper-parameter or statistic: value}}, as the README's tag table defines them.
+        """{group: {hyper-parameter or statistic: value}}, as docs/tags.md defines them.
 
         Raises FloatingPointError if a gradient was not finite (see Gradients).
         """
