@@ -33,6 +33,11 @@ def replace(section: Section, **changes) -> Section:
     return type(section)(**{**dict(section), **changes})
 
 
+def one_group(optimizer: str = "AdamW", **settings) -> OptimizerConfig:
+    """A single group, over the whole model unless `params` says otherwise."""
+    return OptimizerConfig(name=optimizer, groups={"all": GroupConfig(**{"lr": 0.1, "params": ["*"], **settings})})
+
+
 @pytest.fixture
 def tree() -> dict:
     """configs/fusion.yaml as plain values, to be changed and parsed."""
@@ -126,6 +131,17 @@ def optimizer_config() -> OptimizerConfig:
         for i, name in enumerate(GROUP_NAMES)
     }
     return OptimizerConfig(name="AdamW", groups=groups)
+
+
+@pytest.fixture
+def with_groups(optimizer_config):
+    """optimizer_config with settings changed: {group: its changes}, and those of the optimizer."""
+
+    def change(changes: dict[str, dict], **settings) -> OptimizerConfig:
+        groups = {name: replace(group, **changes.get(name, {})) for name, group in optimizer_config.groups.items()}
+        return replace(optimizer_config, groups=groups, **settings)
+
+    return change
 
 
 @pytest.fixture

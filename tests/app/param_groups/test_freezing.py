@@ -4,7 +4,6 @@ import torch
 from app.param_groups.freezing import Freezing
 from app.param_groups.optimizer import build_optimizer
 from tests.app.training.test_group_stats import train_step
-from tests.conftest import replace
 
 
 def state_of(module):
@@ -17,11 +16,9 @@ def changed(before, module):
 
 
 @pytest.fixture
-def set_up(small_model, optimizer_config):
+def set_up(small_model, with_groups):
     def build(**changes):
-        groups = dict(optimizer_config.groups)
-        groups["image_branch"] = replace(groups["image_branch"], **changes)
-        optimizer, built = build_optimizer(small_model, replace(optimizer_config, groups=groups))
+        optimizer, built = build_optimizer(small_model, with_groups({"image_branch": changes}))
         return optimizer, built, Freezing(small_model, built)
 
     return build

@@ -9,13 +9,11 @@ from app.commands.root_config import IGNORE_LR, parse_config
 from app.param_groups.groups import GroupConfig, describe_groups, group_table, hyperparameters
 from app.param_groups.optimizer import OptimizerConfig, build_optimizer, known_optimizers
 from models.image_branch import build_network, remove_classification_layer
-from tests.conftest import GROUP_NAMES, replace
+from tests.conftest import GROUP_NAMES, one_group
 
 
 def build(model, name="AdamW", **group):
-    """One group over the whole model."""
-    groups = {"all": GroupConfig(**{"lr": 0.1, "params": ["*"], **group})}
-    return build_optimizer(model, OptimizerConfig(name=name, groups=groups))
+    return build_optimizer(model, one_group(name, **group))
 
 
 @pytest.mark.parametrize("name", sorted(known_optimizers()))
@@ -142,11 +140,11 @@ def test_options_reach_the_optimizer_per_group(small_model):
     ]
 
 
-def test_no_decay_splits_by_type_and_stays_one_group(small_model, optimizer_config):
-    groups = {name: replace(group, no_decay=True, weight_decay=0.1) for name, group in optimizer_config.groups.items()}
-    optimizer, built = build_optimizer(small_model, replace(optimizer_config, groups=groups))
-    spared = {p for entry in optimizer.param_groups if entry["weight_decay"] == 0 for p in entry["params"]}
-    names = {name for name, p in small_model.named_parameters() if p in spared}
+def test_no_decay_splits_by_type_and_stays_one_group(small_model, with_groups):
+    config = with_groups(dict.fromkeys(GROUP_NAMES, {"no_decay": True, "weight_decay": 0.1}))
+    optimizer, built = build_optimizer(small_model, config)
+    undecayed = {p for entry in optimizer.param_groups if entry["weight_decay"] == 0 for p in entry["params"]}
+    names = {name for name, p in small_model.named_parameters() if p in undecayed}
     assert names == {name for name, p in small_model.named_parameters() if p.dim() == 1}  # here all are bias or norm
     assert [group.name for group in built] == list(GROUP_NAMES)
     assert [len(group.param_groups) for group in built] == [2, 2, 2, 2]
@@ -161,10 +159,9 @@ def test_no_decay_splits_by_type_and_stays_one_group(small_model, optimizer_conf
     assert "3 tensors" in group_table(built).splitlines()[2]  # two biases and the norm's weight
 
 
-def test_layer_decay_by_hand(small_model, optimizer_config):
-    groups = dict(optimizer_config.groups)
-    groups["temporal_branch"] = replace(groups["temporal_branch"], layer_decay=0.8, no_decay=True, lr=1.0)
-    optimizer, built = build_optimizer(small_model, replace(optimizer_config, groups=groups))
+def test_layer_decay_by_hand(small_model, with_groups):
+    config = with_groups({"temporal_branch": {"layer_decay": 0.8, "no_decay": True, "lr": 1.0}})
+    optimizer, built = build_optimizer(small_model, config)
     lr_of = {p: entry["lr"] for entry in optimizer.param_groups for p in entry["params"]}
     lstm = small_model.temporal_branch.lstm
     assert lr_of[lstm.weight_ih_l1] == lr_of[lstm.bias_ih_l1] == 1.0
@@ -173,11 +170,9 @@ def test_layer_decay_by_hand(small_model, optimizer_config):
     assert hyperparameters(built)["temporal_branch"]["lr"] == 1.0
 
 
-def test_layer_decay_of_modules_side_by_side_is_refused(small_model, optimizer_config):
-    groups = dict(optimizer_config.groups)
-    groups["unimodal_heads"] = replace(groups["unimodal_heads"], layer_decay=0.8)
+def test_layer_decay_of_modules_side_by_side_is_refused(small_model, with_groups):
     with pytest.raises(ValueError) as error:
-        build_optimizer(small_model, replace(optimizer_config, groups=groups))
+        build_optimizer(small_model, with_groups({"unimodal_heads": {"layer_decay": 0.8}}))
     assert str(error.value) == (
         "optimizer.groups.unimodal_heads.layer_decay: unimodal_heads is no sequence: its modules (image_branch, "
         "temporal_branch) stand side by side and have no order of layers; leave layer_decay out"

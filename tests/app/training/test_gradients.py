@@ -3,7 +3,7 @@ import torch
 
 from app.param_groups.optimizer import build_optimizer
 from app.training.gradients import Gradients, group_norm
-from tests.conftest import GROUP_NAMES, replace
+from tests.conftest import GROUP_NAMES
 
 
 def fill(model, factor=1.0):
@@ -16,10 +16,10 @@ def gradients_of(group):
 
 
 @pytest.fixture
-def set_up(small_model, optimizer_config):
+def set_up(small_model, with_groups):
     def build(own=None, clip_norm=None, name="AdamW"):
-        groups = {n: replace(g, clip_norm=(own or {}).get(n)) for n, g in optimizer_config.groups.items()}
-        optimizer, built = build_optimizer(small_model, replace(optimizer_config, groups=groups, name=name))
+        own_limits = {group: {"clip_norm": limit} for group, limit in (own or {}).items()}
+        optimizer, built = build_optimizer(small_model, with_groups(own_limits, name=name))
         return optimizer, built, Gradients(optimizer, built, clip_norm)
 
     return build
@@ -79,7 +79,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight_and_no_moment_and_names
     moments = [{k: torch.as_tensor(v).clone() for k, v in optimizer.state[p].items()} for p in small_model.parameters()]
 
     def train_on():
-        for step in (1, 2, 3):  # bad at the second step; the good gradients behind it do not help
+        for step in (1, 2, 3):  # bad at the second step; the good gradients after it do not help
             fill(small_model)
             if step == 1:
                 small_model.temporal_branch.lstm.bias_ih_l0.grad[2] = bad
@@ -111,8 +111,8 @@ def watch(small_model, set_up):
             gradients.clip_and_flag(step)
         if read:
             gradients.raise_if_not_finite()
-        said, warnings[:] = list(warnings), []
-        return said
+        printed, warnings[:] = list(warnings), []
+        return printed
 
     take.gradients = gradients
     return take
@@ -173,15 +173,15 @@ def test_a_resumed_watch_warns_as_one_that_was_not_stopped(small_model, set_up, 
     resumed.load_state_dict({**state, "largest_norms": {**state["largest_norms"], "a group of another config": 1.0}})
     assert resumed.state_dict() == state
     (unbroken,) = watch(1, 31_000, start=2)
-    said = []
-    resumed.warn = said.append
+    printed = []
+    resumed.warn = printed.append
     for step, factor in ((2, 1), (3, 31_000)):
         fill(small_model)
         for parameter in small_model.temporal_branch.parameters():
             parameter.grad *= factor
         resumed.clip_and_flag(step)
     resumed.raise_if_not_finite()
-    assert said == [unbroken] and "at step 4" in unbroken
+    assert printed == [unbroken] and "at step 4" in unbroken
 
 
 def test_a_group_that_the_checkpoint_does_not_know_starts_afresh(watch):

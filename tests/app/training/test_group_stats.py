@@ -8,7 +8,7 @@ from app.param_groups.optimizer import OptimizerConfig, build_optimizer
 from app.training.gradients import Gradients
 from app.training.group_stats import GroupStatistics, Starvation, StatisticsConfig, ratio_between
 from models.image_branch import build_network
-from tests.conftest import replace
+from tests.conftest import one_group, replace
 
 
 def statistics_of(optimizer, groups, clip_norm=None):
@@ -84,8 +84,7 @@ def test_equal_to_a_float64_reference(small_model, small_batch, any_groups, clip
 @pytest.mark.parametrize("architecture", ["mobilenet_v2", "resnet18"])
 def test_equal_to_float64_on_networks_of_real_size(architecture):
     model = build_network(architecture).to(memory_format=torch.channels_last)
-    config = OptimizerConfig(name="AdamW", groups={"all": GroupConfig(lr=1e-3, params=["*"])})
-    optimizer, groups = build_optimizer(model, config)
+    optimizer, groups = build_optimizer(model, one_group(lr=1e-3))
     gradients, statistics = statistics_of(optimizer, groups)
     for i, parameter in enumerate(model.parameters()):
         values = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
@@ -156,8 +155,7 @@ def test_a_group_without_gradient_reads_zero(small_model, optimizer_config):
     ],
 )
 def test_moments_are_read_from_any_optimizer_that_keeps_them(small_model, small_batch, name, options, momentum, second):
-    config = OptimizerConfig(name=name, groups={"all": GroupConfig(lr=0.1, params=["*"], options=options)})
-    optimizer, groups = build_optimizer(small_model, config)
+    optimizer, groups = build_optimizer(small_model, one_group(name, options=options))
     gradients, statistics = statistics_of(optimizer, groups)
     train_step(small_model, small_batch)
     gradients.clip_and_flag(0)
@@ -175,9 +173,9 @@ def reading(effective_lr=0.1, grad_norm=1.0, update_ratio=1e-3):
 def test_a_starving_group_is_warned_of_once_after_n_readings():
     starvation = Starvation(StatisticsConfig(every=1, starving_update_ratio=1e-5, starving_readings=3))
     sad, fine = {"a": reading(update_ratio=1e-6), "b": reading()}, {"a": reading(), "b": reading()}
-    said = [starvation.look(r) for r in (sad, sad, fine, sad, sad, sad, sad)]
-    assert [len(warnings) for warnings in said] == [0, 0, 0, 0, 0, 1, 0]
-    assert said[5][0].startswith("group a moves by less than 1e-05")
+    warned = [starvation.look(r) for r in (sad, sad, fine, sad, sad, sad, sad)]
+    assert [len(warnings) for warnings in warned] == [0, 0, 0, 0, 0, 1, 0]
+    assert warned[5][0].startswith("group a moves by less than 1e-05")
 
 
 def test_a_group_without_gradient_is_warned_of_and_a_frozen_one_is_not():

@@ -4,9 +4,9 @@ import math
 import pytest
 import torch
 
-from app.param_groups.groups import GroupConfig
-from app.param_groups.optimizer import OptimizerConfig, build_optimizer, known_optimizers
+from app.param_groups.optimizer import build_optimizer, known_optimizers
 from app.training.state import STATE, ModelState, OptimizerState, Position, State, raise_if_not_finite
+from tests.conftest import one_group
 
 
 def step_once(model, optimizer, seed=0):
@@ -102,11 +102,11 @@ def test_moments_that_would_crash_or_poison_a_fused_step_are_refused(small_model
 
 @pytest.mark.parametrize("name", sorted(known_optimizers()))
 def test_every_optimizer_continues_as_if_it_had_not_stopped(small_model, name):
-    values = {"params": ["*"] if name != "Muon" else ["*lstm.weight*"], "lr": 0.01}
+    params = ["*"] if name != "Muon" else ["*lstm.weight*"]
     if name == "Muon":  # takes matrices only
         for parameter_name, parameter in small_model.named_parameters():
             parameter.requires_grad_("lstm.weight" in parameter_name)
-    config = OptimizerConfig(name=name, groups={"all": GroupConfig(**values)})
+    config = one_group(name, lr=0.01, params=params)
     resumed_model = copy.deepcopy(small_model)
     optimizer, groups = build_optimizer(small_model, config)
     step_once(small_model, optimizer)
@@ -127,7 +127,7 @@ def test_moments_of_another_optimizer_are_left_and_named(small_model, optimizer_
     optimizer, groups = build_optimizer(small_model, optimizer_config)
     step_once(small_model, optimizer)
     state = OptimizerState(optimizer, groups).state_dict()
-    config = OptimizerConfig(name=name, groups={"all": GroupConfig(lr=0.01, params=["*"], options=options)})
+    config = one_group(name, lr=0.01, options=options)
     other, other_groups = build_optimizer(small_model, config)
     afresh = OptimizerState(other, other_groups).load_state_dict(state)
     names = [name for name, _ in small_model.named_parameters()]

@@ -76,10 +76,8 @@ def test_training_is_the_same_twice_whatever_was_drawn_before(small_model, train
         assert torch.equal(a, b)
 
 
-def test_a_frozen_group_is_frozen_in_its_epochs_whatever_train_mode_says(small_model, optimizer_config, trained):
-    groups = dict(optimizer_config.groups)
-    groups["image_branch"] = replace(groups["image_branch"], freeze_until=2)
-    config = replace(optimizer_config, groups=groups)
+def test_a_frozen_group_is_frozen_in_its_epochs_whatever_train_mode_says(small_model, with_groups, trained):
+    config = with_groups({"image_branch": {"freeze_until": 2}})
     before = small_model.image_branch.state_dict()
     for epoch, still in ((0, True), (1, True), (2, False)):
         model = copy.deepcopy(small_model)
@@ -124,7 +122,7 @@ def test_no_read_back_from_the_device_on_steps_that_log_nothing(small_model, tra
             torch.Tensor, name, lambda *a, _f=original, _n=name, **k: (reads.append(_n), _f(*a, **k))[1]
         )
     trained(small_model, batches=9, log_every=100)
-    assert reads == ["tolist", "item"]  # Gradients.check and the epoch's loss, once, at its end
+    assert reads == ["tolist", "item"]  # Gradients.raise_if_not_finite and the epoch's loss, once, at its end
 
 
 def test_bf16_trains_and_predicts(small_model, small_batch, trained, monkeypatch):
@@ -160,7 +158,7 @@ def test_the_probe_of_bf16_is_short_and_changes_no_random_state_and_no_training(
 def test_a_step_that_is_stopped_within_an_epoch_reads_on_as_if_it_had_not_been(
     small_model, small_batch, optimizer_config, learning_rates_of
 ):
-    """The running sums and counts are its state; weights and moments are saved beside it."""
+    """The running sums and counts are its state; weights and moments are saved apart."""
     optimizer_config = replace(optimizer_config, clip_norm=1e-3)
     settings = {"steps_per_epoch": 6, "read_every": 4}
     straight = train_step_of(small_model, optimizer_config, learning_rates_of, **settings)
