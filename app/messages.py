@@ -1,4 +1,4 @@
-"""What is printed: errors and their exit codes, warnings, progress, tables. And output that nobody can take."""
+"""What is printed: errors and their exit codes, warnings, progress, tables; and output that cannot be written."""
 
 import difflib
 import errno

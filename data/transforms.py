@@ -16,7 +16,7 @@ def gray_to_network_image(
 
 
 def network_image_to_rgb(image: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """What gray_to_network_image made of an image (B, 3, H, W) -> the same in [0, 1], for the eye."""
+    """What gray_to_network_image made of an image (B, 3, H, W) -> the same in [0, 1], to be shown."""
     mean, std = (torch.tensor(values, device=image.device).view(1, 3, 1, 1) for values in (mean, std))
     return (image * std + mean).clamp(0, 1)
 

@@ -136,7 +136,7 @@ def test_a_checkpoint_is_evaluated_without_its_yaml(smoke, tmp_path):
     result = run("evaluate.py", "--checkpoint", str(alone), "--output", str(tmp_path / "report"))
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert f"test accuracy {report['accuracy']:.4f}" in output  # what train.py said
+    assert f"test accuracy {report['accuracy']:.4f}" in output  # what train.py printed
     low, high = report["accuracy_interval_95"]
     assert low < report["accuracy"] < high
     assert [group["name"] for group in report["groups"]] == list(GROUP_NAMES)
@@ -195,7 +195,7 @@ def test_the_validation_split_gives_what_training_reported(smoke):
 
 @pytest.mark.slow
 def test_same_command_same_weights_and_a_resumed_run_too(tmp_path):
-    """Bit for bit: two straight runs, and one that was stopped behind its second epoch and resumed."""
+    """Bit for bit: two straight runs, and one that was stopped after its second epoch and resumed."""
     # What could get lost at the stop: a bad validation that was counted, kept best weights, a group that is frozen.
     same = ["run.epochs=3", "learning_rates.warmup_steps=5", "learning_rates.reductions[1].threshold=100.0"]
     same += ["learning_rates.reductions[1].threshold_mode=abs"]

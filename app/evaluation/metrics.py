@@ -40,7 +40,7 @@ class ClassificationMetrics(nn.Module):
             self.metrics[f"{branch}/accuracy"] = MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORED)
 
     def update(self, output, batch: dict[str, torch.Tensor]) -> None:
-        """Takes a batch and what the model said of it (logits (B, C), unimodal_logits by branch)."""
+        """Takes a batch and the model's output for it (logits (B, C), unimodal_logits by branch)."""
         for name, values in losses(output, batch, reduction="none").items():
             self.metrics[name].update(values)
         label, logits = batch["label"], output.logits.float()

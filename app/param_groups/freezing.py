@@ -1,7 +1,7 @@
 """Groups that do not train yet: `freeze_until`, and BatchNorm that never does: `freeze_batchnorm`.
 
-`requires_grad` alone does not freeze: an old gradient lets an optimizer go on, BatchNorm goes on counting, and
-model.train() undoes .eval(). So all three are set anew, from the epoch alone, each time training starts.
+`requires_grad` alone does not freeze: with an old gradient the optimizer still moves the weights, BatchNorm still
+counts, and model.train() undoes .eval(). So all three are set anew, from the epoch alone, each time training starts.
 """
 
 from torch import nn
@@ -11,7 +11,7 @@ from app.param_groups.groups import Group
 
 
 class Freezing:
-    """Call `apply` behind each model.train()."""
+    """Call `apply` after each model.train()."""
 
     def __init__(self, model: nn.Module, groups: list[Group]):
         self.groups = groups

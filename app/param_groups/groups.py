@@ -168,7 +168,7 @@ def group_table(groups: list[Group]) -> str:
     rows = []
     for group in groups:
         entry = group.param_groups[0]
-        spared = sum(len(e["params"]) for e in group.param_groups if group.config.no_decay and not e["weight_decay"])
+        undecayed = sum(len(e["params"]) for e in group.param_groups if group.config.no_decay and not e["weight_decay"])
         row = {
             "group": group.name,
             "parameters": " ".join(patterns_of(group.name, group.config)),
@@ -177,7 +177,7 @@ def group_table(groups: list[Group]) -> str:
             "frozen": f"{group.config.freeze_until} epochs" if group.config.freeze_until else "no",
             "lr": _range([e["lr"] for e in group.param_groups]),
             "weight decay": _range([e["weight_decay"] for e in group.param_groups if "weight_decay" in e], last=True),
-            "no decay": f"{spared} tensors" if spared else "-",
+            "no decay": f"{undecayed} tensors" if undecayed else "-",
             "betas": ", ".join(f"{beta:g}" for beta in entry["betas"]) if "betas" in entry else "-",
             "eps": _eps(entry.get("eps", "-")),
         }

@@ -18,13 +18,13 @@ _SEQUENCES = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def biases_and_norms(model: nn.Module) -> set[nn.Parameter]:
-    """The parameters that `no_decay` spares: those of normalisation layers, and the biases of all others."""
-    spared = set()
+    """What `no_decay` leaves without weight decay: parameters of normalisation layers, and biases of all others."""
+    found = set()
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             if isinstance(module, NORMS) or (isinstance(module, _WITH_1D_BIAS) and parameter.dim() == 1):
-                spared.add(parameter)
-    return spared
+                found.add(parameter)
+    return found
 
 
 def layers_in_order(module: nn.Module) -> list[list[nn.Parameter]]:

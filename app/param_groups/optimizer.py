@@ -79,7 +79,7 @@ def _values_for(optimizer_class: type, group: GroupConfig, key: str) -> dict[str
             )
         values[name] = tuple(value) if isinstance(value, list) else value
     if group.no_decay and "weight_decay" not in known:
-        raise ValueError(f"{key}.no_decay: {optimizer_class.__name__} has no weight decay to spare anything from")
+        raise ValueError(f"{key}.no_decay: {optimizer_class.__name__} has no weight decay; leave no_decay out")
     try:
         # torch checks ranges of its constructor's arguments, not those of groups: so each group is one, once.
         optimizer_class([nn.Parameter(torch.zeros(1, 1))], **values)
@@ -92,15 +92,15 @@ def _split(
     model: nn.Module, name: str, group: GroupConfig, parameters: dict[str, nn.Parameter], values: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """The torch param_groups of one named group: by weight decay and by layer where it asks for that."""
-    spared = biases_and_norms(model) if group.no_decay else set()
+    undecayed = biases_and_norms(model) if group.no_decay else set()
     scales = _layer_scales(model, name, group, parameters) if group.layer_decay is not None else {}
     parts: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in parameters.values():
-        parts.setdefault((scales.get(parameter, 1.0), parameter in spared), []).append(parameter)
+        parts.setdefault((scales.get(parameter, 1.0), parameter in undecayed), []).append(parameter)
     entries = []
-    for (scale, is_spared), members in sorted(parts.items(), key=lambda part: part[0]):
+    for (scale, is_undecayed), members in sorted(parts.items(), key=lambda part: part[0]):
         entry = {"params": members, "name": name, "lr_scale": scale, **values, "lr": values["lr"] * scale}
-        entries.append(entry | ({"weight_decay": 0.0} if is_spared else {}))
+        entries.append(entry | ({"weight_decay": 0.0} if is_undecayed else {}))
     return entries
 
 

@@ -54,7 +54,7 @@ class Gradients:
 
     @torch.no_grad()
     def clip_and_flag(self, step: int) -> None:
-        """step: optimizer steps finished before this one. Clips, and holds the step back if it must."""
+        """step: optimizer steps finished before this one. Clips, and stops the step if a gradient was not finite."""
         gradients = [[p.grad for p in ps if p.grad is not None] for ps in self.parameters.values()]
         self.norms = torch.stack([group_norm(grads, self._clipped_steps) for grads in gradients])  # (groups,)
         finite = torch.isfinite(self.norms)

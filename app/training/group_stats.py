@@ -149,7 +149,7 @@ class Starvation:
         self.warned: set[str] = set()
 
     def look(self, readings: dict[str, dict[str, float]]) -> list[str]:
-        """Takes a reading of all groups (with their effective_lr); returns what is to be said now."""
+        """Takes a reading of all groups (with their effective_lr); returns the warnings to print now."""
         warnings = []
         for name, values in readings.items():
             frozen = values["effective_lr"] == 0

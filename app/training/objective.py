@@ -24,7 +24,7 @@ def losses(output, batch: dict[str, torch.Tensor], *, reduction: str = "mean") -
 
 
 def total(values: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What training minimises, a scalar. Whether the own heads' part reaches the branches, the model decides."""
+    """What training minimises, a scalar. The model decides whether the own heads' part reaches the branches."""
     return sum(values.values())
 
 

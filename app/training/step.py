@@ -79,7 +79,7 @@ class TrainStep:
     def __call__(self, batch: dict[str, torch.Tensor], step: int) -> Reading | None:
         """Trains on one batch. step: finished steps. Returns a reading on logging steps.
 
-        Raises FloatingPointError, with no weight spoilt, where a gradient was not finite.
+        Raises FloatingPointError where a gradient was not finite; no weight has changed since.
         """
         batch = to_device(batch, self.device)
         self.learning_rates.set(step, self.epoch + self.batches / self.steps_per_epoch)

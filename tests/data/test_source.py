@@ -25,7 +25,7 @@ SPLITS = {"train": range(0, 96), "val": range(96, 126), "test": range(126, 156)}
 
 
 class Waves:
-    """Five phases of a sine whose frequency is the class, beside a picture of as many stripes; 3 to 12 frames."""
+    """Five phases of a sine whose frequency is the class, with a picture of as many stripes; 3 to 12 frames."""
 
     def __init__(self, config, saved=None):
         self.config = config

@@ -33,18 +33,18 @@ def test_biases_and_norms_are_found_by_type_and_dimension_not_by_name():
             "gated": Gated(),
         }
     )
-    spared = names(model, biases_and_norms(model))
+    undecayed = names(model, biases_and_norms(model))
     lstm = {f"lstm.bias_{kind}_l{layer}{way}" for kind in ("ih", "hh") for layer in (0, 1) for way in ("", "_reverse")}
     norms = {f"{norm}.{part}" for norm in ("norm", "batch", "layer") for part in ("weight", "bias")}
     others = {"conv.bias", "attention.in_proj_bias", "attention.out_proj.bias", "gated.bias.bias"}
-    assert spared == lstm | norms | others
+    assert undecayed == lstm | norms | others
 
 
 def test_torchvisions_own_norms_count_and_its_layer_scale_does_not():
     network = build_network("convnext_tiny")
-    spared = names(network, biases_and_norms(network))
-    assert "features.0.1.weight" in spared  # torchvision's LayerNorm2d
-    assert "features.1.0.layer_scale" not in spared
+    undecayed = names(network, biases_and_norms(network))
+    assert "features.0.1.weight" in undecayed  # torchvision's LayerNorm2d
+    assert "features.1.0.layer_scale" not in undecayed
 
 
 # Layer by layer, the modules and parameters whose names begin so; each line read off the architecture's printout.

@@ -16,7 +16,7 @@ def test_lines_are_json_even_for_values_that_json_lacks(tmp_path):
     assert json.loads(line) == {"step": 1, "loss": "nan", "groups": {"a": {"norm": "inf"}}}
 
 
-def test_resuming_drops_what_was_written_behind_the_checkpoint(tmp_path):
+def test_resuming_drops_what_was_written_after_the_checkpoint(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"step": 10}\n{"step": 20}\n{"step": 30}\n{"ste')
     lines = JsonLines(path, keep_to_step=20)
@@ -27,7 +27,7 @@ def test_resuming_drops_what_was_written_behind_the_checkpoint(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_full_disk_is_said_with_the_name_of_the_file(tmp_path):
+def test_a_full_disk_is_reported_with_the_name_of_the_file(tmp_path):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     file = JsonLines(tmp_path / "metrics.jsonl")
     with pytest.raises(OSError, match=r"metrics.jsonl could not be written: the disk is full$"):

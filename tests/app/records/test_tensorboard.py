@@ -8,7 +8,7 @@ from app.records.tensorboard import TensorBoard
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 
 
-def test_a_full_disk_is_said_at_the_next_call_and_by_no_traceback(small_disk):
+def test_a_full_disk_is_reported_at_the_next_call_and_by_no_traceback(small_disk):
     folder = small_disk("64k") / "tensorboard"
     board = TensorBoard(folder, ["image_branch"], [])
     with pytest.raises(OSError, match=r"tensorboard could not be written: the disk is full$"):
@@ -16,7 +16,7 @@ def test_a_full_disk_is_said_at_the_next_call_and_by_no_traceback(small_disk):
             board.train(step, {"loss": 1.0})
 
 
-def test_what_the_thread_could_not_write_is_said_when_the_board_is_closed(small_disk):
+def test_what_the_thread_could_not_write_is_reported_when_the_board_is_closed(small_disk):
     disk = small_disk("64k")
     board = TensorBoard(disk / "tensorboard", ["image_branch"], [])
     board.writer.flush()

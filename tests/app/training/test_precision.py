@@ -15,7 +15,7 @@ def test_a_device_that_is_not_there_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("device", "precision", "slowdown", "said"),
+    ("device", "precision", "slowdown", "expected"),
     [
         ("cpu", "bf16", 44.04, "bf16 takes 44.0 times as long as fp32 on this CPU"),
         ("cpu", "bf16", 2.0, "bf16 takes 2.0 times as long"),
@@ -25,10 +25,10 @@ def test_a_device_that_is_not_there_is_refused():
         ("cuda", "bf16", 44.0, None),
     ],
 )
-def test_bf16_that_is_clearly_slower_is_said(monkeypatch, device, precision, slowdown, said):
+def test_bf16_that_is_clearly_slower_is_reported(monkeypatch, device, precision, slowdown, expected):
     monkeypatch.setattr(precision_module, "bf16_slowdown", lambda: slowdown)
     text = slow_precision(torch.device(device), precision)
-    assert text is None if said is None else text.startswith(said)
+    assert text is None if expected is None else text.startswith(expected)
 
 
 def test_the_probe_measures_bf16_against_fp32(monkeypatch):
