@@ -1,5 +1,6 @@
 """Weights for the image branch. What was asked for is what is loaded, or an error says why not."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -118,7 +119,9 @@ def load_weights_file(network: nn.Module, path: Path) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"weights file {path} does not exist; {_ALTERNATIVES}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tensors that are refused below
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is not one of its own
         reason = str(error).splitlines()[0]
         raise ValueError(f"weights file {path} cannot be read as a state dict ({reason}); {_ALTERNATIVES}") from None
