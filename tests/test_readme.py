@@ -1,5 +1,6 @@
 """README is short, its map is complete, and what README and docs name exists."""
 
+import importlib
 import re
 
 import pytest
@@ -65,3 +66,8 @@ def test_shown_config_is_valid(page, tree):
         for section, values in yaml.safe_load(block).items():
             tree[section] |= values
     parse_config(tree)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in ROOT.glob("tests/benchmarks/*.py")))
+def test_a_benchmark_finds_what_it_imports(name):
+    importlib.import_module(f"tests.benchmarks.{name}")

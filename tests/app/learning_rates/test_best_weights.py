@@ -123,7 +123,7 @@ def test_what_is_loaded_is_what_was_saved_and_nothing_of_before(small_model, set
     validate(rates, best, 1.0, 1)
     _, resumed, _ = resume(set_up, rates, best)
     assert resumed.kept.keys() == best.kept.keys() == {"0 image_branch"}
-    for name, tensor in best.state_dict()["0 image_branch"].items():
+    for name, tensor in best.kept["0 image_branch"].items():
         assert torch.equal(resumed.state_dict()["0 image_branch"][name], tensor), name
     untrained, _ = set_up()
     resumed.rules = {rule.key: rule for rule in untrained.rules}
