@@ -195,7 +195,7 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
 
 
 def _raise_never_exhausted(config: Config, steps_per_epoch: int) -> None:
-    """What the config alone could not tell, of a run from its start: a resumed one may have its warm-ups behind it."""
+    """What the config alone could not tell, of a run from its start: a resumed one may have finished its warm-ups."""
     groups, epochs = config.optimizer.groups, config.run.epochs
     lines = never_exhausted(groups, config.learning_rates, epochs=epochs, steps_per_epoch=steps_per_epoch)
     if lines := [*lines]:

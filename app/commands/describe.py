@@ -1,4 +1,4 @@
-"""What a training says of itself, as text."""
+"""What a training prints, as text."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Writes what can be said of every key of the config: docs/config.md to read, configs/schema.json for editors.
+"""Writes a description of every key of the config: docs/config.md to read, configs/schema.json for editors.
 
 python -m app.commands.reference
 """

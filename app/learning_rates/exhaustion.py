@@ -15,7 +15,7 @@ def never_exhausted(
     No rule that could act in a run of that length is named.
 
     steps_per_epoch: of a run that starts afresh. Without it, freezing and warm-ups are left out: a resumed run may
-    have them behind it, whatever the config says of them now.
+    have finished them, whatever the config says of them now.
     """
     reasons: dict[str, list[str]] = {}
     for name, group in groups.items():

@@ -143,7 +143,7 @@ class Rule:
         self.improvement.best = value
 
     def after_validation(self, metrics: dict[str, float], factor: float) -> float:
-        """Counts a validation, and returns the factor that the rule wants: `factor` if it lets things be."""
+        """Counts a validation, and returns the factor that the rule wants: `factor` to change nothing."""
         self.improved = False
         if any(math.isnan(metrics[monitor]) for monitor in self.monitors):
             return factor

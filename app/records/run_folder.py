@@ -1,4 +1,4 @@
-"""The folder that a run leaves behind: its name, and what is written into it while training goes on."""
+"""The folder of a run: its name, its lock, and how a run is found again."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def create_run_folder(folder: str | Path, name: str) -> Path:
 
 @contextmanager
 def lock_run_folder(folder: Path) -> Iterator[None]:
-    """While it is held, no second process can hold it: the system's lock on a file, and beside it who holds it.
+    """While it is held, no second process can hold it: the system's lock on a file, and a file that names the holder.
 
     Both files are gone at the end. A process that was killed leaves them; the next one takes the lock over and says so.
     Raises ValueError if another process holds it, or if the folder cannot be written.

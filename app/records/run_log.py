@@ -22,7 +22,7 @@ class RunLog:
     `now` is {"step": finished optimizer steps, "epoch": counted from 1}.
 
     Args:
-        resume_after: the step of the checkpoint that a run continues from; what was written later gives way.
+        resume_after: the step of the checkpoint that a run continues from; what was written later is dropped.
     """
 
     def __init__(self, folder: Path, group_names: list[str], branches: list[str], resume_after: int | None = None):
@@ -78,7 +78,7 @@ class JsonLines:
     """A file of one JSON object per line, each written at once.
 
     Args:
-        keep_to_step: on resume, drops lines of later steps: a stopped run wrote them behind its checkpoint.
+        keep_to_step: on resume, drops lines of later steps: a stopped run wrote them after its checkpoint.
     """
 
     def __init__(self, path: Path, keep_to_step: int | None = None):

@@ -21,7 +21,7 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, group_names: list[str], branches: list[str], resume_after: int | None = None):
-        """resume_after: hides what a stopped run wrote behind this step."""
+        """resume_after: hides what a stopped run wrote after this step."""
         self.folder = folder
         threading.excepthook = _report_thread_error
         purge_step = None if resume_after is None else resume_after + 1

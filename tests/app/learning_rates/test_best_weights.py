@@ -124,10 +124,11 @@ def test_what_is_loaded_is_what_was_saved_and_nothing_of_before(small_model, set
     _, resumed, _ = resume(set_up, rates, best)
     assert resumed.kept.keys() == best.kept.keys() == {"0 image_branch"}
     for name, tensor in best.kept["0 image_branch"].items():
-        assert torch.equal(resumed.state_dict()["0 image_branch"][name], tensor), name
+        assert torch.equal(resumed.kept["0 image_branch"][name], tensor), name
     untrained, _ = set_up()
     resumed.rules = {rule.key: rule for rule in untrained.rules}
-    assert resumed.load_state_dict({}) == [] and resumed.state_dict() == {}
+    empty = {"kept": {}, "pending": []}
+    assert resumed.load_state_dict(empty) == [] and resumed.state_dict() == empty
 
 
 def test_the_copy_follows_its_rule_to_another_place_in_the_list(small_model, set_up):
