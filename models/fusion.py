@@ -3,7 +3,7 @@
 A method is an nn.Module with
 
     reads_tokens                               whether the branches shall make tokens for it
-    __init__(dims, num_classes, **settings)    dims: branch name -> Dims; settings: the config's `model.fusion_head`
+    __init__(dims, num_classes, **settings)    dims: branch name -> Dims; settings: `model.fusion_head` without `method`
     forward(encoded, present)                  encoded: branch name -> Encoded, of the branches that the model has;
                                                present (B, 2) bool: whether there is an image, a sequence
                                                -> logits (B, num_classes)
@@ -18,6 +18,7 @@ from models.encoded import Dims, Encoded
 
 
 class FusionHeadConfig(Section):
+    method: str = Field("concat", description="how the branches are joined: a name in FUSIONS of models/fusion.py")
     hidden_size: int = Field(ge=1, description="values of the hidden layer")
     dropout: float = Field(ge=0, lt=1, description="share of values dropped after the hidden layer")
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from app.config import Section
+from app.messages import nearest
 from models.encoded import Encoded
 from models.fusion import FUSIONS, FusionHeadConfig
 from models.image_branch import ImageBranchConfig, encode_image, measure_dims, remove_classification_layer
@@ -131,8 +132,11 @@ def build_fusion_classifier(
             fetch_packaged not needed.
 
     Returns the model and the image branch's weights. Raises ValueError or FileNotFoundError for an unknown
-    architecture, an image_size it cannot read, or weights that cannot be had.
+    fusion method or architecture, an image_size it cannot read, or weights that cannot be had.
     """
+    method, settings = fusion_head["method"], {name: v for name, v in fusion_head.items() if name != "method"}
+    if method not in FUSIONS:
+        raise ValueError(f"model.fusion_head.method: unknown method '{method}'; {nearest(method, list(FUSIONS))}")
     dims, network, temporal = {}, None, None
     if image_branch is not None:
         architecture = image_branch["architecture"]
@@ -150,7 +154,7 @@ def build_fusion_classifier(
     model = FusionClassifier(
         network,
         temporal,
-        FUSIONS["concat"](dims, num_classes, **fusion_head),
+        FUSIONS[method](dims, num_classes, **settings),
         {name: nn.Linear(branch.pooled, num_classes) for name, branch in dims.items()},
         loss_weight=unimodal_heads["loss_weight"],
     )

@@ -332,6 +332,8 @@ BAD_INPUT = {
     "one beta": ([f"{LR}.betas=[0.9]"], f"{LR}.betas: found [0.9], expected two numbers"),
     "beta of 1": ([f"{LR}.betas=[0.9,1.0]"], f"{LR}.betas[1]: found 1.0, must be >= 0 and < 1"),
     "data source": (["data.source=digit"], "data.source: unknown source 'digit'; did you mean 'digits'? known"),
+    "fusion method": (["model.fusion_head.method=concatenate"],
+                      "model.fusion_head.method: unknown method 'concatenate'; did you mean 'concat'? known here: con"),
     "architecture": ([f"{IMAGE}.architecture=resnet81"], "nearest: resnet18"),
     "weights file missing": ([f"{IMAGE}.weights=no/such.pt"], "no/such.pt does not exist; use 'packaged'"),
     "weights of another": ([f"{IMAGE}.weights={{other}}"], "is not of this architecture: it has 1 tensors"),

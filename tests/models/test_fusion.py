@@ -1,12 +1,19 @@
 """A second fusion method: one class and one line in FUSIONS. It reads the tokens of both branches with their masks."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
 
+import evaluate
+import train
+from data.source import SOURCES
 from models.fusion import FUSIONS
 from models.fusion_classifier import FusionClassifier, build_fusion_classifier
 from models.temporal_branch import TemporalBranch
+from tests.conftest import ROOT
+from tests.data.test_source import Waves
 
 
 class AttentionPooling(nn.Module):
@@ -33,12 +40,12 @@ class AttentionPooling(nn.Module):
 @pytest.fixture(params=[False, True], ids=["one direction", "bidirectional"])
 def model(request, monkeypatch):
     """With squeezenet1_1, whose last map of a 64 x 64 image has nine places."""
-    monkeypatch.setitem(FUSIONS, "concat", AttentionPooling)
+    monkeypatch.setitem(FUSIONS, "attention_pooling", AttentionPooling)
     torch.manual_seed(0)
     model, _ = build_fusion_classifier(
         image_branch={"architecture": "squeezenet1_1", "weights": "none"},
         temporal_branch={"hidden_size": 6, "num_layers": 1, "bidirectional": request.param, "dropout": 0.0},
-        fusion_head={"hidden_size": 4, "dropout": 0.0},
+        fusion_head={"method": "attention_pooling", "hidden_size": 4, "dropout": 0.0},
         unimodal_heads={"loss_weight": 0.0},
         image_size=64,
         num_features=5,
@@ -108,3 +115,17 @@ class Silent(nn.Module):
     def forward(self, encoded, present):
         assert all(branch.tokens is None and branch.mask is None for branch in encoded.values())
         return encoded["temporal_branch"].pooled
+
+
+def test_it_is_trained_and_evaluated_by_its_name(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(FUSIONS, "attention_pooling", AttentionPooling)
+    monkeypatch.setitem(SOURCES, "waves", Waves)
+    smoke = ["--config", str(ROOT / "configs" / "smoke.yaml"), f"run.folder={tmp_path}", "run.epochs=1"]
+    small = ["data.source=waves", "data.batch_size=16", "model.image_branch.weights=none", "run.device=cpu"]
+    assert train.main([*smoke, *small, "model.fusion_head.method=attention_pooling"]) == 0
+    best = tmp_path / "smoke" / "checkpoints" / "best.pt"
+    assert torch.load(best, weights_only=True)["model"]["fusion_head.layers.weight"].shape == (3, 1280 + 128)
+    printed = capsys.readouterr().out
+    assert evaluate.main(["--checkpoint", str(best), "--device", "cpu"]) == 0
+    report = json.loads((tmp_path / "smoke" / "evaluation" / "test" / "report.json").read_text())
+    assert f"test accuracy {report['accuracy']:.4f}" in printed

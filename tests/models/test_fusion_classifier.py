@@ -80,7 +80,10 @@ def test_a_missing_modality_never_reaches_the_logits(inputs):
 
 def test_a_model_without_an_image_branch_has_plain_values_for_its_unread_images():
     parts = {"temporal_branch": {"hidden_size": 4, "num_layers": 1, "bidirectional": False, "dropout": 0.0}}
-    parts |= {"fusion_head": {"hidden_size": 4, "dropout": 0.0}, "unimodal_heads": {"loss_weight": 0.0}}
+    parts |= {
+        "fusion_head": {"method": "concat", "hidden_size": 4, "dropout": 0.0},
+        "unimodal_heads": {"loss_weight": 0.0},
+    }
     sizes = {"image_size": 16, "num_features": 5, "num_classes": 3}
     model, weights = build_fusion_classifier(image_branch=None, **parts, **sizes)
     assert model.image_branch is None
