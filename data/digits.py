@@ -17,8 +17,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch.utils.data import Dataset
 
-from app.config import Section
 from app.randomness import stream
+from app.section import Section
 from data import assets
 from data.spec import DataSpec
 from data.transforms import gray_to_network_image, with_deltas

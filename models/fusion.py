@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from app.config import Section
+from app.section import Section
 from models.encoded import Dims, Encoded
 
 

@@ -8,8 +8,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from app.config import Section
 from app.messages import nearest
+from app.section import Section
 from models.encoded import Encoded
 from models.fusion import FUSIONS, FusionHeadConfig
 from models.image_branch import ImageBranchConfig, encode_image, measure_dims, remove_classification_layer

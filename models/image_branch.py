@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import nn
 from torchvision.models import WeightsEnum
 
-from app.config import Section
+from app.section import Section
 from models.encoded import Dims, Encoded
 
 # Number of classes that torchvision's networks are built for. It marks the layer to take off.

@@ -5,7 +5,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from app.config import Section
+from app.section import Section
 from models.encoded import Dims, Encoded
 
 

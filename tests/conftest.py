@@ -14,10 +14,10 @@ from torch import nn
 from torchvision.models import regnet
 
 from app.commands.root_config import parse_config
-from app.config import Section
 from app.learning_rates.learning_rates import LearningRates, LearningRatesConfig
 from app.param_groups.groups import GroupConfig
 from app.param_groups.optimizer import OptimizerConfig
+from app.section import Section
 from models.encoded import Dims
 from models.fusion import Concat
 from models.fusion_classifier import FusionClassifier

@@ -13,7 +13,7 @@ PARTS = {folder: sorted(ROOT.glob(f"{folder}/**/*.py")) for folder in ("app", "m
 COMMANDS = sorted(ROOT.glob("app/commands/*.py"))
 SOURCES = [*ENTRIES, *(path for paths in PARTS.values() for path in paths)]
 # All that models and data may know of a run.
-SHARED = ("app.config", "app.messages", "app.randomness")
+SHARED = ("app.messages", "app.randomness", "app.section")
 
 
 def imported_modules(path: Path) -> set[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from app.commands.root_config import Config
-from app.config import Section, describe, sections_of, tag_key_of, tag_of, type_below
+from app.section import Section, describe, sections_of, tag_key_of, tag_of, type_below
 
 ROOT = Path(__file__).parents[2]
 # A value of any kind may be written as what it points to.

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from app.config import Section, check_config, read_config
+from app.config import check_config, read_config
 from app.config import read_part as read_part_of
 from app.learning_rates.exhaustion import never_exhausted
 from app.learning_rates.learning_rates import LearningRatesConfig
@@ -15,6 +15,7 @@ from app.messages import Findings, nearest
 from app.param_groups.groups import GroupConfig
 from app.param_groups.optimizer import OptimizerConfig
 from app.records.run_config import RunConfig
+from app.section import Section
 from app.training.group_stats import StatisticsConfig
 from data.source import DataConfig
 from models.fusion_classifier import ModelConfig

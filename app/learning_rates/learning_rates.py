@@ -9,11 +9,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from app.config import Section
 from app.learning_rates.events import LrEvent
 from app.learning_rates.matching import match_rules
 from app.learning_rates.rules import MODE_IS_GONE, RULES, Improvement, Reduction, Rule, stalled, validations
 from app.param_groups.groups import GroupConfig
+from app.section import Section
 
 
 class ScheduleConfig(Section):

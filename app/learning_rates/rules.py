@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from app.config import Section
 from app.evaluation.metrics import direction
+from app.section import Section
 
 MODE_IS_GONE = (
     "is not a key any more: the direction belongs to the monitor (a loss falls, accuracy and macro_f1 rise); remove it"

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationInfo, field_validator
 from torch import nn
 
-from app.config import Section
 from app.messages import format_table
+from app.section import Section
 
 
 class GroupConfig(Section):

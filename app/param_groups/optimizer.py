@@ -8,10 +8,10 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from app.config import Section
 from app.messages import nearest
 from app.param_groups.groups import Group, GroupConfig, assign_parameters
 from app.param_groups.layers import biases_and_norms, layers_in_order
+from app.section import Section
 
 # How a step is carried out, not what it does: chosen here, not in a config.
 _IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}

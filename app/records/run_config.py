@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from app.config import Section
+from app.section import Section
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DEVICES = typing.get_args(Device)

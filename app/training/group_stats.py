@@ -7,8 +7,8 @@ reads all groups back together; steps that log nothing call nothing here.
 import torch
 from pydantic import Field
 
-from app.config import Section
 from app.param_groups.groups import Group, hyperparameters
+from app.section import Section
 from app.training.gradients import Gradients, group_norm
 
 STATISTICS = (

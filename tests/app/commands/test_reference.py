@@ -6,10 +6,10 @@ from omegaconf import OmegaConf
 
 from app.commands.reference import files, reference, schema
 from app.commands.root_config import Config, load_config, parse_config
-from app.config import Section, sections_of, type_below
 from app.learning_rates.learning_rates import StepSchedule, StopConfig
 from app.learning_rates.rules import ThresholdConfig
 from app.param_groups.groups import GroupConfig
+from app.section import Section, sections_of, type_below
 from models.temporal_branch import TemporalBranchConfig
 from tests.conftest import ROOT
 
