@@ -88,7 +88,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} holds something else than a checkpoint of Duet; {_REMEDY}")
     if content.get("version") != VERSION:
         found = content.get("version")
-        raise ValueError(f"checkpoint {path} has version {found}, this program reads {VERSION}; {_REMEDY}")
+        raise ValueError(
+            f"checkpoint {path} has version {found}, this program reads {VERSION}; use the release of Duet that wrote "
+            "it, or train anew"
+        )
     if not sealed:
         raise damaged
     wrong = [name for name, kind in PARTS.items() if not isinstance(content.get(name), kind)]
