@@ -41,11 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the config")
     args = parser.parse_intermixed_args(arguments)
-    training = False
+    run, training = None, False
     with ExitStack() as at_end:
         try:
             config, tree = load_config(args.config, args.overrides)
-            if args.replay:
+            if args.replay is not None:
                 validations = read_validations(args.replay)
                 print(replay(config.optimizer.groups, config.learning_rates, validations, epochs=config.run.epochs))
                 return 0
@@ -65,7 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
             train(run)
         except KeyboardInterrupt:
             if training:
-                print("\ninterrupted; finished epochs are saved, continue with --resume auto", file=sys.stderr)
+                last = run.folder / "checkpoints" / "last.pt"
+                saved = f"continue with --resume {last}" if last.exists() else "no epoch was finished, nothing is saved"
+                print(f"\ninterrupted; {saved}", file=sys.stderr)
             return 130
         except Exception as error:
             if args.debug:

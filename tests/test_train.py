@@ -281,7 +281,7 @@ def test_a_run_is_locked_while_it_trains_and_taken_over_after_a_kill(tmp_path, c
     assert train.main([*common, "--dry-run"]) == 0  # which only looks
     process.send_signal(signal.SIGINT)
     output, error = process.communicate(timeout=HANG_GUARD)
-    assert process.returncode == 130 and "interrupted" in error
+    assert process.returncode == 130 and f"interrupted; continue with --resume {folder}/checkpoints/last.pt" in error
     assert {path.name for path in folder.iterdir()} == DOCUMENTED
 
     process = start_training(tmp_path, "run.epochs=1000", "--resume", "auto")
@@ -298,6 +298,8 @@ def test_nothing_to_resume_is_said_and_an_empty_name_refused(tmp_path, capsys):
     common = ["--config", SMOKE, f"run.folder={tmp_path / 'runs'}", "--dry-run"]
     assert train.main([*common, "--resume", "auto"]) == 0
     assert f"nothing to resume: no run of the name smoke in {tmp_path / 'runs'}" in capsys.readouterr().out
+    assert train.main([*common, "--replay", ""]) == 2
+    assert capsys.readouterr().err == "error: --replay is empty; give the metrics.jsonl of a run\n"
     assert train.main([*common, "--resume", ""]) == 2
     assert capsys.readouterr().err == "error: --resume is empty; give auto, or the path of a checkpoint\n"
 
@@ -589,8 +591,8 @@ def test_best_pt_gives_way_where_the_run_goes_on_from_before_it(tmp_path, train_
 
     ruinous = ["optimizer.name=SGD", *(f"optimizer.groups.{name}={{lr: 1.0e-9}}" for name in GROUP_NAMES)]
     output = train_here(tmp_path, *ruinous, "learning_rates.reductions=[]", "run.epochs=2", "--resume", "auto")
-    assert "note: best.pt is of epoch 2, after the one resumed from, and gives way" in output
-    assert {path.name for path in checkpoints_of.iterdir()} == {"last.pt", "best.pt"}
+    assert "note: best.pt is of epoch 2, after the one resumed from; it is kept as best-epoch2.pt" in output
+    assert {path.name for path in checkpoints_of.iterdir()} == {"last.pt", "best.pt", "best-epoch2.pt"}
     best, last = (checkpoints.load_checkpoint(checkpoints_of / f"{name}.pt") for name in ("best", "last"))
     losses = [r["loss"] for r in lines(tmp_path / "smoke" / "metrics.jsonl") if r["kind"] == "val"]
     assert best["val"]["loss"] == min(losses) == last["position"]["best_loss"] != later["val"]["loss"]
@@ -603,6 +605,33 @@ def test_best_pt_gives_way_where_the_run_goes_on_from_before_it(tmp_path, train_
     assert train.main(["--config", SMOKE, f"run.folder={tmp_path}", "run.epochs=3", "--resume", "auto"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "best.pt is damaged" in line and "move it away: the best is then counted from here" in line
+
+
+@pytest.mark.slow
+def test_a_run_resumed_from_an_earlier_checkpoint_leaves_the_later_ones_aside(tmp_path, capsys):
+    """Stopped before it has saved anything of its own, it goes on from where it was resumed, as its logs do."""
+    common = ["--config", SMOKE, f"run.folder={tmp_path}", "data.batch_size=300", "learning_rates.warmup_steps=0"]
+    folder = tmp_path / "smoke" / "checkpoints"
+    assert train.main([*common, "run.epochs=1"]) == 0
+    shutil.copy(folder / "last.pt", folder / "first.pt")
+    assert train.main([*common, "run.epochs=3", "--resume", "auto"]) == 0
+    third = (folder / "last.pt").read_bytes()
+    capsys.readouterr()
+
+    process = start_training(tmp_path, *common[2:], "run.epochs=1000", "--resume", str(folder / "first.pt"))
+    wait_for(folder / "last-epoch3.pt", process)
+    wait_for(tmp_path / "smoke" / "lock.json", process)
+    while (folder / "last.pt").read_bytes() != (folder / "first.pt").read_bytes():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert (folder / "last-epoch3.pt").read_bytes() == third
+    assert train.main([*common, "run.epochs=2", "--resume", "auto"]) == 0
+    output = capsys.readouterr().out
+    assert "after epoch 1" in output and "epoch 2/2" in output
+    epochs = [r["epoch"] for r in lines(tmp_path / "smoke" / "metrics.jsonl") if r["kind"] == "val"]
+    assert epochs == [1, 2]
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 from app.commands.build import Run
 from app.config import save_config
-from app.records.checkpoint import load_checkpoint, save_checkpoint
+from app.records.checkpoint import copy_checkpoint, load_checkpoint
 from app.records.run_folder import create_run_folder, lock_run_folder, remove_unfinished_saves, run_folder_of
 
 
@@ -15,7 +15,7 @@ def open_run_folder(run: Run, at_end: ExitStack) -> None:
     run.folder = run_folder_of(run.resumed_from) if run.resumed_from else None
     if run.folder:
         remove_unfinished_saves(run.folder)
-        _settle_best(run)
+        _set_later_checkpoints_aside(run)
     else:
         run.folder = create_run_folder(config.folder, config.name)
         at_end.enter_context(lock_run_folder(run.folder))
@@ -24,23 +24,33 @@ def open_run_folder(run: Run, at_end: ExitStack) -> None:
     save_config(run.tree, run.folder / "config.yaml")
 
 
-def _settle_best(run: Run) -> None:
-    """best.pt must be of what the resumed run has done: a later one was saved by a process that was then killed.
+def _set_later_checkpoints_aside(run: Run) -> None:
+    """last.pt and best.pt must be of what the resumed run has done, as the logs are that it goes on with.
 
-    Raises ValueError, before the first step, if it cannot be read.
+    Later ones are of a run that was resumed from before them, or was killed between the two. They are kept by their
+    epoch, and the checkpoint that the run is resumed from takes their place.
+
+    Raises ValueError, before the first step, if best.pt cannot be read.
     """
-    best_path = run.folder / "checkpoints" / "best.pt"
-    if not best_path.exists():
-        return
-    try:
-        best = load_checkpoint(best_path)
-    except ValueError as error:
-        raise ValueError(f"{error}. Or move it away: the best is then counted from here") from None
-    if best["position"]["step"] <= run.position.step:
-        return
-    print(f"note: best.pt is of epoch {best['position']['epoch']}, after the one resumed from, and gives way")
-    best_path.unlink()
-    if run.resumed_val["loss"] == run.position.best_loss:
-        save_checkpoint(best_path, run.checkpoint(run.resumed_val))
-    else:  # the best of the resumed run had been overwritten
-        run.position.best_loss = math.inf
+    for name in ("last.pt", "best.pt"):
+        path = run.folder / "checkpoints" / name
+        if not path.exists():
+            continue
+        try:
+            saved = load_checkpoint(path)["position"]
+        except ValueError as error:
+            if name == "best.pt":
+                raise ValueError(f"{error}. Or move it away: the best is then counted from here") from None
+            aside = path.with_name("last-unreadable.pt")
+            print(f"note: last.pt cannot be read; it is kept as {aside.name}")
+        else:
+            if saved["step"] <= run.position.step:
+                continue
+            aside = path.with_name(f"{path.stem}-epoch{saved['epoch']}.pt")
+            print(f"note: {name} is of epoch {saved['epoch']}, after the one resumed from; it is kept as {aside.name}")
+        copy_checkpoint(path, aside)  # at no moment is there no last.pt
+        if name == "last.pt" or run.resumed_val["loss"] == run.position.best_loss:
+            copy_checkpoint(run.resumed_from, path)
+        else:  # the best of the resumed run had been overwritten
+            path.unlink()
+            run.position.best_loss = math.inf

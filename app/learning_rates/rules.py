@@ -257,7 +257,7 @@ class ThresholdConfig(ReductionConfig):
     @model_validator(mode="after")
     def _one_side(self) -> "ThresholdConfig":
         if (self.above is None) == (self.below is None):
-            raise ValueError("the rule threshold needs one of above and below")
+            raise ValueError("the rule threshold needs exactly one of above and below")
         return self
 
 

@@ -1,12 +1,13 @@
 """What a checkpoint holds, how it reaches the disk whole, what is checked when it is read.
 
-The only user of torch.save and torch.load. A checkpoint is plain tensors, numbers, strings, lists and dicts:
-torch.load(path, weights_only=True) reads it.
+The only user of torch.save, and of torch.load but for weights files. A checkpoint is plain tensors, numbers, strings,
+lists and dicts: torch.load(path, weights_only=True) reads it.
 The file is a ZIP archive whose comment is the digest of all bytes before it.
 """
 
 import hashlib
 import os
+import shutil
 import struct
 import warnings
 import zipfile
@@ -62,6 +63,17 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
                 os.fsync(folder)
             finally:
                 os.close(folder)
+
+
+def copy_checkpoint(source: Path, path: Path) -> None:
+    """The whole file or none of it. Raises OSError that names `path`, where that fails."""
+    temporary = path.parent / f".{path.name}-{os.getpid()}"
+    with writing(path):
+        try:
+            shutil.copyfile(source, temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

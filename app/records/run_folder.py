@@ -120,7 +120,7 @@ def checkpoint_to_resume(resume: str | None, config: RunConfig) -> Path | None:
         return Path(resume)
     path = newest_checkpoint(config.folder, config.name)
     if path is None:
-        print(f"nothing to resume: no run of the name {config.name} in {config.folder}; starting anew")
+        print(f"nothing to resume: no run of the name {config.name} in {config.folder} has a checkpoint; starting anew")
     return path
 
 

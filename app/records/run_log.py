@@ -102,6 +102,8 @@ class JsonLines:
 
 def read_validations(path: str | Path) -> list[dict]:
     """The validation records of a metrics.jsonl. Raises FileNotFoundError, or ValueError if there are none."""
+    if not str(path):
+        raise ValueError("--replay is empty; give the metrics.jsonl of a run")
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; give the metrics.jsonl of a run")

@@ -28,8 +28,8 @@ def without(entry, key):
             {"reductions": [PLATEAU | {"above": 1.0}]},
             "reductions[0].above: belongs to rule: threshold, not to rule: p",
         ),
-        ("learning_rates", {"reductions": [without(THRESHOLD, "above")]}, "needs one of above and below"),
-        ("learning_rates", {"reductions": [THRESHOLD | {"below": 0.1}]}, "needs one of above and below"),
+        ("learning_rates", {"reductions": [without(THRESHOLD, "above")]}, "needs exactly one of above and below"),
+        ("learning_rates", {"reductions": [THRESHOLD | {"below": 0.1}]}, "needs exactly one of above and below"),
         (
             "learning_rates",
             {"reductions": [THRESHOLD | {"patience": 1}]},
