@@ -69,6 +69,11 @@ def _values_for(optimizer_class: type, group: GroupConfig, key: str) -> dict[str
     for name in values:
         if name not in known:
             raise ValueError(f"{key}.{name}: {optimizer_class.__name__} has no {name}; it has {', '.join(known)}")
+    if "eps" in values:
+        pair = isinstance(inspect.signature(optimizer_class).parameters["eps"].default, tuple)
+        if isinstance(values["eps"], tuple) != pair:
+            wanted = "two numbers, e.g. [null, 1.0e-3]" if pair else "one number"
+            raise ValueError(f"{key}.eps: found {group.eps}, {optimizer_class.__name__} takes {wanted}")
     for name, value in group.options.items():
         if name in _OWN_KEYS:
             raise ValueError(f"{key}.options.{name}: belongs one level up, as {key}.{name}")

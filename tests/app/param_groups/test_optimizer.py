@@ -42,6 +42,19 @@ def test_adafactor_takes_its_two_eps(small_model, tree):
     assert "None, 0.002" in group_table(groups)
 
 
+@pytest.mark.parametrize(
+    ("name", "eps", "message"),
+    [
+        ("AdamW", [None, 1e-3], r"all.eps: found \[None, 0.001\], AdamW takes one number"),
+        ("Adamax", [1e-30, 1e-3], "Adamax takes one number"),
+        ("Adafactor", 1e-3, r"all.eps: found 0.001, Adafactor takes two numbers, e.g. \[null, 1.0e-3\]"),
+    ],
+)
+def test_an_eps_of_another_form_is_refused(small_model, name, eps, message):
+    with pytest.raises(ValueError, match=message):
+        build(small_model, name, eps=eps)
+
+
 def test_each_group_trains_with_its_own_values(small_model, optimizer_config):
     """Oracle: one separate AdamW per module, with that module's values."""
     optimizer, _ = build_optimizer(small_model, optimizer_config)
