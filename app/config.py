@@ -111,9 +111,16 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
             lines += differences(before, after, f"{prefix}{key}.")
+        elif _are_entries(before) and _are_entries(after) and len(before) == len(after):
+            for i, (one, other) in enumerate(zip(before, after, strict=True)):
+                lines += differences(one, other, f"{prefix}{key}[{i}].")
         elif before != after:
             lines.append(f"{prefix}{key}: {before} -> {after}")
     return lines
+
+
+def _are_entries(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
 def environment_values(saved: dict) -> dict[str, tuple[str, Any]]:

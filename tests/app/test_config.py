@@ -560,4 +560,8 @@ def test_values_of_the_environment_are_found_in_a_saved_config_by_their_keys(tre
 def test_differences_name_the_leaves_that_changed():
     old = {"a": {"b": 1, "c": [1, 2]}, "d": 3}
     assert differences(old, old) == []
+    rules = {"rules": [{"rule": "plateau", "patience": 1}, {"rule": "plateau", "patience": 1}]}
+    changed = {"rules": [{"rule": "plateau", "patience": 1}, {"rule": "plateau", "patience": 5}]}
+    assert differences(rules, changed) == ["rules[1].patience: 1 -> 5"]
+    assert differences(rules, {"rules": []}) == [f"rules: {rules['rules']} -> []"]
     assert differences(old, {"a": {"b": 2, "c": [1, 2]}, "e": 4}) == ["a.b: 1 -> 2", "d: 3 -> None", "e: None -> 4"]
