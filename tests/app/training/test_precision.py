@@ -1,4 +1,4 @@
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,14 +32,13 @@ def test_bf16_that_is_clearly_slower_is_reported(monkeypatch, device, precision,
 
 
 def test_the_probe_measures_bf16_against_fp32(monkeypatch):
-    """With bf16 made slow by 20 ms a run, the ratio says so."""
-    original = precision_module.autocast
+    """On a clock of its own, on which a pass takes 1 second in fp32 and 7 in bf16."""
+    seconds, original = [0.0], precision_module.autocast
 
-    def slow(device, precision):
-        if precision == "bf16":
-            time.sleep(0.02)
+    def timed(device, precision):
+        seconds[0] += 7.0 if precision == "bf16" else 1.0
         return original(device, precision)
 
-    plain = bf16_slowdown()
-    monkeypatch.setattr(precision_module, "autocast", slow)
-    assert bf16_slowdown() > plain
+    monkeypatch.setattr(precision_module, "autocast", timed)
+    monkeypatch.setattr(precision_module, "time", SimpleNamespace(perf_counter=lambda: seconds[0]))
+    assert bf16_slowdown() == 7.0
