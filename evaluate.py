@@ -52,7 +52,7 @@ def evaluate(checkpoint: Path, split: str, output: str | None, device_name: str)
         parts.model, make_loader(parts.splits[split], trained.batch_size), **trained.placement
     ):
         metrics.update(batch_output, batch)
-        predictions += rows_of(batch, batch_output, list(parts.data_spec.class_names))
+        predictions += rows_of(batch, batch_output, parts.class_names)
 
     report = {
         "checkpoint": str(checkpoint),

@@ -25,6 +25,7 @@ from app.section import (
     Root,
     Section,
     check_section,
+    hint_of,
     join_key,
     kinds_of,
     names_of,
@@ -77,7 +78,7 @@ def read_part(root: type[Section], tree: dict, key: str) -> Any:
         kind, node = kind.model_fields[section].annotation, node[section]
     field = kind.model_fields[name]
     findings: dict[str, str] = {}
-    plain = {name: _resolve(node, name, field.rebuild_annotation(), key, findings)}
+    plain = {name: _resolve(node, name, hint_of(field), key, findings)}
     part = create_model("Part", __base__=Section, **{name: (field.annotation, field)})
     return getattr(check_section(part, plain, OmegaConf.to_container(node), ".".join(sections), findings), name)
 

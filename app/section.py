@@ -8,7 +8,7 @@ import types
 import typing
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from app.messages import Findings, closest, nearest
@@ -93,11 +93,17 @@ def sections_of(hint: Any) -> list[type[Section]]:
     return [kind for kind in plain if issubclass(kind, Section)]
 
 
+def hint_of(field: FieldInfo) -> Any:
+    """Its type with its limits, and with the key that tells the sections of a union apart."""
+    hint = field.rebuild_annotation()
+    return Annotated[hint, Field(discriminator=field.discriminator)] if field.discriminator else hint
+
+
 def type_below(hint: Any, name: str | int) -> Any:
     """The type of the value `name` in a value of type `hint`; None where there is no such key."""
     for kind in kinds_of(hint):
         if sections_of(kind) and name in kind.model_fields:
-            return kind.model_fields[name].rebuild_annotation()
+            return hint_of(kind.model_fields[name])
         if typing.get_origin(kind) in (dict, list):
             return typing.get_args(kind)[-1]
     return None
@@ -109,9 +115,10 @@ def value_below(value: Any, name: str | int) -> Any:
     return value.get(name) if isinstance(value, dict) else None
 
 
-def tag_key_of(hint: Any) -> str:
-    """The key that tells the sections of a union apart, such as `rule`."""
-    return next(item.discriminator for item in hint.__metadata__ if isinstance(item, FieldInfo))
+def tag_key_of(hint: Any) -> str | None:
+    """The key that tells the sections of a union apart, such as `rule`; None where there is no union."""
+    of_fields = [item for item in getattr(hint, "__metadata__", ()) if isinstance(item, FieldInfo)]
+    return next((item.discriminator for item in of_fields if item.discriminator), None)
 
 
 def tag_of(section: type[Section], key: str) -> str:
@@ -217,8 +224,8 @@ def _locate(kind: type[Section], error: dict[str, Any], plain: dict, written: di
     others, value = [], plain
     for part in error["loc"]:
         union = sections_of(hint)
-        if len(union) > 1:  # here pydantic puts the tag, which is no key of the file
-            tag_key = tag_key_of(hint)
+        if own_tag := tag_key_of(hint):  # here pydantic puts the tag, which is no key of the file
+            tag_key = own_tag
             (hint,) = (section for section in union if tag_of(section, tag_key) == part)
             others = [section for section in union if section is not hint]
             continue

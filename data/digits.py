@@ -8,7 +8,7 @@ ever in two splits.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,9 +18,8 @@ from sklearn.model_selection import train_test_split
 from torch.utils.data import Dataset
 
 from app.randomness import stream
-from app.section import Section
 from data import assets
-from data.spec import DataSpec
+from data.spec import SPLITS, DataConfig, DataSpec
 from data.transforms import gray_to_network_image, with_deltas
 
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
@@ -29,17 +28,16 @@ NUM_FEATURES = 39  # 13 MFCC, their deltas and the deltas of those
 SPLIT_SEED = 0
 
 
-class DataConfig(Section):
-    removed_keys: ClassVar[dict[str, str]] = {"name": "is called data.source now; rename the key"}
-
-    source: str = Field(description="digits: written and spoken digits, paired by class")
-    batch_size: int = Field(ge=2, description="samples; batches of an epoch differ by one sample at most")
-    image_size: int = Field(ge=8, description="pixels of an edge, as the CNN reads it")
+class DigitsConfig(DataConfig):
+    source: Literal["digits"] = Field(description="written and spoken digits, paired by class")
     image_noise: float = Field(
         ge=0, description="deviation of the noise on the 8x8 image; 1 is black to white; 0: none"
     )
     sequence_noise: float = Field(
         ge=0, description="deviation of the noise on each MFCC, in that MFCC's deviations; 0: none"
+    )
+    redraw: bool = Field(
+        True, description="a new image and new noise for each recording in each epoch of training; false: one draw"
     )
 
 
@@ -131,7 +129,11 @@ class Digits:
     Raises FileNotFoundError or ValueError if the recordings cannot be had (see data/assets.py).
     """
 
-    def __init__(self, config: DataConfig, saved: DataSpec | None = None):
+    Config: ClassVar = DigitsConfig
+    skipped: ClassVar[list[dict[str, str]]] = []
+
+    def __init__(self, config: DigitsConfig, saved: DataSpec | None = None, modalities: Sequence[str] = ()):
+        """`modalities` change nothing: all rows have both."""
         written = load_digits()
         self.config = config
         self.images = torch.from_numpy(written.images).float() / 16  # stored as 0 to 16
@@ -139,8 +141,15 @@ class Digits:
         self.recordings = _read_recordings()
         self.image_rows = _split_rows(written.target)
         self.recording_rows = _split_rows(self.recordings.label.numpy())
-        normalisation = saved.normalisation if saved else _measure(self.recordings.take(self.recording_rows["train"]))
-        self.spec = DataSpec(CLASS_NAMES, NUM_FEATURES, normalisation)
+        training = self.recordings.take(self.recording_rows["train"])
+        self.spec = DataSpec(
+            class_names=CLASS_NAMES,
+            num_features=NUM_FEATURES,
+            normalisation=saved.normalisation if saved else _measure(training),
+            class_counts=tuple(training.label.bincount(minlength=len(CLASS_NAMES)).tolist()),
+            absent=(0, 0),
+            rows={s: f"{len(r)} rows, {assets.SPOKEN_DIGITS.sha256[:16]}" for s, r in self.recording_rows.items()},
+        )
 
     def splits(self, *, seed: int, image_mean: Sequence[float], image_std: Sequence[float]) -> dict[str, PairedDigits]:
         recordings = _normalise(self.recordings, self.spec.normalisation)
@@ -156,9 +165,9 @@ class Digits:
                 image_noise=self.config.image_noise,
                 sequence_noise=self.config.sequence_noise,
                 seed=seed,
-                redraw=split == "train",
+                redraw=self.config.redraw and split == "train",
             )
-            for split in ("train", "val", "test")
+            for split in SPLITS
         }
 
 
@@ -174,7 +183,7 @@ def _split_rows(label: np.ndarray) -> dict[str, np.ndarray]:
     """70/15/15, stratified by class."""
     train, rest = train_test_split(np.arange(len(label)), train_size=0.7, stratify=label, random_state=SPLIT_SEED)
     val, test = train_test_split(rest, train_size=0.5, stratify=label[rest], random_state=SPLIT_SEED)
-    return {"train": train, "val": val, "test": test}
+    return dict(zip(SPLITS, (train, val, test), strict=True))
 
 
 def _real_frames(recordings: Recordings) -> torch.Tensor:

@@ -1,25 +1,29 @@
 """Where the data come from. A new source is one class (see Source) and one line in SOURCES."""
 
 from collections.abc import Sequence
-from dataclasses import fields
-from typing import Protocol
+from functools import reduce
+from operator import or_
+from typing import Annotated, ClassVar, Protocol
 
+from pydantic import Field
 from torch.utils.data import Dataset
 
-from app.messages import nearest
-from data.digits import DataConfig, Digits
-from data.spec import DataSpec
+from data.digits import Digits
+from data.spec import MODALITIES, DataConfig, DataSpec
 
 
 class Source(Protocol):
     """A labelled data set of images and sequences, already split."""
 
+    Config: ClassVar[type[DataConfig]]  # the section `data`, with its own name as the Literal of `source`
     spec: DataSpec
+    skipped: list[dict[str, str]]  # rows that are left out: row, column, value, problem
 
-    def __init__(self, config: DataConfig, saved: DataSpec | None):
+    def __init__(self, config: DataConfig, saved: DataSpec | None, modalities: Sequence[str]):
         """
         Args:
             saved: that of a checkpoint, whose normalisation is to be used; None: to be measured.
+            modalities: of MODALITIES, those that the model reads.
 
         Raises FileNotFoundError or ValueError, in words for the user, if the data cannot be had.
         """
@@ -35,24 +39,25 @@ class Source(Protocol):
 
 
 SOURCES: dict[str, type[Source]] = {"digits": Digits}
+# What may stand in the section `data`, told apart by `source`.
+Data = Annotated[reduce(or_, (source.Config for source in SOURCES.values())), Field(discriminator="source")]
 
 
-def make_source(config: DataConfig, saved: DataSpec | None = None) -> Source:
+def make_source(config: DataConfig, saved: DataSpec | None = None, modalities: Sequence[str] = MODALITIES) -> Source:
     """The source that the config names.
 
     Args:
-        saved: that of a checkpoint, which the source must agree with.
+        saved: that of a checkpoint, whose classes and number of features the source must have.
+        modalities: of MODALITIES, those that the model reads.
 
-    Raises ValueError for an unknown or another source, and what the source itself raises.
+    Raises ValueError for other data, and what the source itself raises.
     """
-    if config.source not in SOURCES:
-        raise ValueError(f"data.source: unknown source '{config.source}'; {nearest(config.source, list(SOURCES))}")
-    source = SOURCES[config.source](config, saved)
-    for field in fields(DataSpec) if saved is not None else ():
-        found, expected = getattr(source.spec, field.name), getattr(saved, field.name)
+    source = SOURCES[config.source](config, saved, modalities)
+    for name in ("class_names", "num_features") if saved is not None else ():
+        found, expected = getattr(source.spec, name), getattr(saved, name)
         if found != expected:
             raise ValueError(
-                f"data.source: {config.source} has {field.name} {found}, the checkpoint's data have {expected}; "
+                f"data.source: {config.source} has {name} {found}, the checkpoint's data have {expected}; "
                 "give the data that it was trained with"
             )
     return source

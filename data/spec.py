@@ -1,7 +1,24 @@
-"""What the rest of the program must know of the data."""
+"""What the rest of the program must know of the data, and what every source has in the config."""
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from app.section import Section
+
+# In the order of `present` in a batch.
+MODALITIES = ("image", "sequence")
+SPLITS = ("train", "val", "test")
+
+
+class DataConfig(Section):
+    removed_keys: ClassVar[dict[str, str]] = {"name": "is called data.source now; rename the key"}
+
+    source: str = Field(description="where the data come from")
+    batch_size: int = Field(ge=2, description="samples; batches of an epoch differ by one sample at most")
+    image_size: int = Field(ge=8, description="pixels of an edge, as the CNN reads it")
 
 
 @dataclass(frozen=True)
@@ -10,23 +27,34 @@ class DataSpec:
 
     Args:
         class_names: by label, 0 first.
-        num_features: F of the sequences (B, T, F).
+        num_features: F of the sequences (B, T, F); 0 where none are read.
         normalisation: {"mean": [...], "std": [...]} of each feature that the source stores, over the frames of its
             training split. There may be fewer of them than F: a source may add features that it derives (deltas).
+        class_counts: training rows of each class.
+        absent: training rows without their image, without their sequence.
+        rows: by split, what tells its rows from others: their number and a digest, as text.
+        image_range: the values of black and white in images of 16 bits or floating point; None without such images.
     """
 
     class_names: tuple[str, ...]
     num_features: int
     normalisation: dict[str, list[float]]
+    class_counts: tuple[int, ...]
+    absent: tuple[int, int]
+    rows: dict[str, str]
+    image_range: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
-        return {
-            "class_names": list(self.class_names),
-            "num_features": self.num_features,
-            "normalisation": {name: list(values) for name, values in self.normalisation.items()},
-        }
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "DataSpec":
-        return cls(**{**values, "class_names": tuple(values["class_names"])})
+        tuples = [field.name for field in fields(cls) if "tuple" in str(field.type)]
+        return cls(**{n: tuple(v) if n in tuples and v is not None else v for n, v in values.items()})
+
+    def other_rows(self, saved: "DataSpec", splits: tuple[str, ...] = SPLITS) -> Iterator[str]:
+        """A line for each split whose rows are not those of `saved`."""
+        for split in splits:
+            if self.rows[split] != saved.rows[split]:
+                yield f"the rows of {split}: {saved.rows[split]} -> {self.rows[split]}"

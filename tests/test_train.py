@@ -333,7 +333,7 @@ BAD_INPUT = {
     "negative lr": ([f"{LR}.lr=-1"], f"{LR}.lr: found -1, must be > 0"),
     "one beta": ([f"{LR}.betas=[0.9]"], f"{LR}.betas: found [0.9], expected two numbers"),
     "beta of 1": ([f"{LR}.betas=[0.9,1.0]"], f"{LR}.betas[1]: found 1.0, must be >= 0 and < 1"),
-    "data source": (["data.source=digit"], "data.source: unknown source 'digit'; did you mean 'digits'? known"),
+    "data source": (["data.source=digit"], "data.source: found 'digit', expected one of digits"),
     "fusion method": (["model.fusion_head.method=concatenate"],
                       "model.fusion_head.method: unknown method 'concatenate'; did you mean 'concat'? known here: con"),
     "architecture": ([f"{IMAGE}.architecture=resnet81"], "nearest: resnet18"),

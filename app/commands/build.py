@@ -29,8 +29,8 @@ from app.training.state import ModelState, OptimizerState, Position, State
 from app.training.step import TrainStep
 from data import assets
 from data.loaders import make_loader
-from data.source import DataConfig, make_source
-from data.spec import DataSpec
+from data.source import Source, make_source
+from data.spec import MODALITIES, DataConfig, DataSpec
 from models.fusion_classifier import FusionClassifier, ModelConfig, build_fusion_classifier
 from models.pretrained import ImageWeights
 
@@ -39,8 +39,12 @@ from models.pretrained import ImageWeights
 class ModelAndData:
     model: FusionClassifier
     image_weights: ImageWeights
-    data_spec: DataSpec
+    source: Source
     splits: dict[str, Dataset]
+
+    @property
+    def data_spec(self) -> DataSpec:
+        return self.source.spec
 
     @property
     def class_names(self) -> list[str]:
@@ -103,7 +107,9 @@ def build_model_and_data(
 
     Raises ValueError or FileNotFoundError for what cannot be built or had.
     """
-    source = make_source(data_config, DataSpec.from_dict(saved["data_spec"]) if saved else None)
+    branches = (model_config.image_branch, model_config.temporal_branch)
+    modalities = [modality for modality, branch in zip(MODALITIES, branches, strict=True) if branch]
+    source = make_source(data_config, DataSpec.from_dict(saved["data_spec"]) if saved else None, modalities)
     seed_everything("initial weights", seed)
     model, image_weights = build_fusion_classifier(
         **model_config.model_dump(),
@@ -115,7 +121,7 @@ def build_model_and_data(
     )
     model.to(device)
     splits = source.splits(seed=seed, image_mean=image_weights.mean, image_std=image_weights.std)
-    return ModelAndData(model, image_weights, source.spec, splits)
+    return ModelAndData(model, image_weights, source, splits)
 
 
 def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = None) -> Run:
@@ -187,6 +193,7 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
         afresh = state.load_state_dict(saved, resume_from)
         run.resumed_from, run.resumed_val = resume_from, saved["val"]
         changed = differences(saved["config"], tree) + changed_environment(saved, tree)
+        changed += parts.data_spec.other_rows(DataSpec.from_dict(saved["data_spec"]))
         run.notes = notes + [f"changed since then: {line}" for line in changed]
         run.notes += [f"starts afresh: {line}" for line in afresh] + learning_rates.below_min_lr
     elif config.learning_rates.stop_when_exhausted:

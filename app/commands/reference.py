@@ -12,7 +12,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from app.commands.root_config import Config
-from app.section import Section, describe, sections_of, tag_key_of, tag_of, type_below
+from app.section import Section, describe, hint_of, sections_of, tag_key_of, tag_of, type_below
 
 ROOT = Path(__file__).parents[2]
 # A value of any kind may be written as what it points to.
@@ -47,7 +47,8 @@ def reference() -> str:
     for name, field in Config.model_fields.items():
         lines += [f"## `{name}`", "", f"{_capital(field.description)}.", ""]
         lines += ["| key | allowed | default | meaning |", "| --- | --- | --- | --- |"]
-        for key, allowed, default, meaning in _rows([field.annotation], f"{name}."):
+        hint = hint_of(field)
+        for key, allowed, default, meaning in _rows(sections_of(hint), f"{name}.", tag_key_of(hint)):
             lines.append(f"| `{key}` | {allowed} | {default} | {meaning} |".replace(" <", " \\<"))
         lines.append("")
     return "\n".join(lines)
@@ -57,7 +58,9 @@ def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _rows(sections: list[type[Section]], prefix: str, tag_key: str = "") -> Iterator[tuple[str, str, str, str]]:
+def _rows(
+    sections: list[type[Section]], prefix: str, tag_key: str | None = None
+) -> Iterator[tuple[str, str, str, str]]:
     """(key, allowed, default, meaning) of what may stand in one place: a section, or those of a union."""
     for name in dict.fromkeys(name for section in sections for name in section.model_fields):
         owners = [section for section in sections if name in section.model_fields]
@@ -69,17 +72,19 @@ def _rows(sections: list[type[Section]], prefix: str, tag_key: str = "") -> Iter
         meaning = field.description
         if len(owners) < len(sections):
             meaning = f"{', '.join(tag_of(owner, tag_key) for owner in owners)}: {meaning}"
-        hint = field.rebuild_annotation()
+        hint = hint_of(field)
         yield f"{prefix}{name}", describe(hint), _default(field), meaning
         if below := sections_of(hint):
             yield from _rows(below, f"{prefix}{name}.")
         elif below := sections_of(entry := type_below(hint, 0)):
             place = "[i]." if describe(hint).startswith("a list") else ".<name>."
-            yield from _rows(below, f"{prefix}{name}{place}", tag_key_of(entry) if len(below) > 1 else "")
+            yield from _rows(below, f"{prefix}{name}{place}", tag_key_of(entry))
 
 
 def _default(field: FieldInfo) -> str:
-    return "" if field.is_required() else f"`{json.dumps(field.default)}`"
+    if field.is_required():
+        return ""
+    return "`{}`" if isinstance(field.default, Section) else f"`{json.dumps(field.default)}`"
 
 
 def schema() -> dict[str, Any]:

@@ -17,13 +17,13 @@ from app.param_groups.optimizer import OptimizerConfig
 from app.records.run_config import RunConfig
 from app.section import Section
 from app.training.group_stats import StatisticsConfig
-from data.source import DataConfig
+from data.source import Data
 from models.fusion_classifier import ModelConfig
 
 
 class Config(Section):
     run: RunConfig = Field(description="name, place and length of the run")
-    data: DataConfig = Field(description="what is learnt from")
+    data: Data = Field(description="what is learnt from")
     model: ModelConfig = Field(description="the branches, and what joins them")
     optimizer: OptimizerConfig = Field(description="the groups of parameters, and what moves them")
     learning_rates: LearningRatesConfig = Field(description="lr of a group = its lr x warm-up x schedule x reduction")

@@ -20,7 +20,7 @@ from app.messages import writing
 from app.training.state import STATE
 
 FORMAT = "duet checkpoint"
-VERSION = 3
+VERSION = 4
 # What a checkpoint cannot do without, with its type: what is known of the run, and the parts of its State.
 _FACTS = {
     "saved_at": float,  # seconds since 1970

@@ -132,3 +132,21 @@ def test_images_have_the_mean_and_deviation_that_were_asked_for(data_config):
     b = rows(splits_of(data_config, image=other)["val"], 0, [1, 2])["image"]
     mean, std = (torch.tensor(IMAGENET[f"image_{name}"]).view(3, 1, 1) for name in ("mean", "std"))
     torch.testing.assert_close(b * 0.5 + 0.5, a * std + mean)
+
+
+def test_without_redraw_an_epoch_shows_the_training_samples_of_every_other_and_of_every_seed(data_config):
+    fixed = replace(data_config, redraw=False)
+    first = rows(splits_of(fixed)["train"], 0, [5, 1200])
+    later = rows(splits_of(fixed, seed=3)["train"], 7, [1200, 5])
+    for name in ("image", "sequence"):
+        assert torch.equal(first[name], later[name].flip(0))
+    redrawn = rows(splits_of(data_config)["train"], 1, [5, 1200])
+    assert not torch.equal(first["image"], redrawn["image"])
+
+
+def test_what_the_spec_says_of_the_rows(data_config):
+    spec = digits.Digits(data_config).spec
+    assert spec.class_counts == (210,) * 10 and spec.absent == (0, 0)
+    other = dataclasses.replace(spec, rows={**spec.rows, "val": "449 rows, 00"})
+    assert [*spec.other_rows(other)] == [f"the rows of val: 449 rows, 00 -> {spec.rows['val']}"]
+    assert [*spec.other_rows(other, ("train", "test"))] == []

@@ -4,30 +4,44 @@ import csv
 import dataclasses
 import json
 import math
+from functools import reduce
+from operator import or_
+from typing import Annotated, Literal
 
 import pytest
 import torch
+from pydantic import Field
 from torch.nn.functional import interpolate
 
 import evaluate
 import train
-from app.commands.root_config import parse_config
+from app.commands import root_config
 from app.randomness import stream
 from app.records.checkpoint import save_checkpoint
+from app.section import sections_of
 from data.digits import Digits
-from data.source import SOURCES, make_source
-from data.spec import DataSpec
+from data.source import SOURCES, Data, make_source
+from data.spec import DataConfig, DataSpec
 from tests.conftest import ROOT, replace
 
 CLASS_NAMES = ("slow", "fast", "faster")
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+WAVES = "data={source: waves, batch_size: 16, image_size: 32}"
+DIGITS = "data={source: digits, batch_size: 16, image_size: 32, image_noise: 0.0, sequence_noise: 0.0}"
 SPLITS = {"train": range(0, 96), "val": range(96, 126), "test": range(126, 156)}
+
+
+class WavesConfig(DataConfig):
+    source: Literal["waves"] = Field(description="waves and stripes")
 
 
 class Waves:
     """Five phases of a sine whose frequency is the class, with a picture of as many stripes; 3 to 12 frames."""
 
-    def __init__(self, config, saved=None):
+    Config = WavesConfig
+    skipped = []
+
+    def __init__(self, config, saved=None, modalities=()):
         self.config = config
         self.label = torch.arange(156) % 3
         self.length = 3 + torch.arange(156) % 10
@@ -39,7 +53,14 @@ class Waves:
         self.sequence = waves * self.inside
         frames = waves[SPLITS["train"]][self.inside[SPLITS["train"], :, 0]]
         measured = {"mean": frames.mean(0).tolist(), "std": frames.std(0).tolist()}
-        self.spec = DataSpec(CLASS_NAMES, 5, saved.normalisation if saved else measured)
+        self.spec = DataSpec(
+            class_names=CLASS_NAMES,
+            num_features=5,
+            normalisation=saved.normalisation if saved else measured,
+            class_counts=(32, 32, 32),
+            absent=(0, 0),
+            rows={split: f"{len(rows)} rows" for split, rows in SPLITS.items()},
+        )
 
     def splits(self, *, seed, image_mean, image_std):
         mean, std = (torch.tensor(self.spec.normalisation[name]) for name in ("mean", "std"))
@@ -75,7 +96,14 @@ class Rows(torch.utils.data.Dataset):
 
 @pytest.fixture
 def waves(monkeypatch):
+    """A line in SOURCES; and what is made of SOURCES when the program starts is made again."""
     monkeypatch.setitem(SOURCES, "waves", Waves)
+    kinds = Annotated[reduce(or_, (source.Config for source in SOURCES.values())), Field(discriminator="source")]
+
+    class Config(root_config.Config):
+        data: kinds = Field(description="what is learnt from")
+
+    monkeypatch.setattr(root_config, "Config", Config)
 
 
 @pytest.fixture
@@ -83,7 +111,11 @@ def train_waves(waves, tmp_path, capsys):
     """Trains and returns the exit code, what it printed and the run's folder."""
 
     def call(*arguments):
-        small = ["data.source=waves", "data.batch_size=16", "model.image_branch.weights=none", "run.device=cpu"]
+        small = [
+            "data={source: waves, batch_size: 16, image_size: 32}",
+            "model.image_branch.weights=none",
+            "run.device=cpu",
+        ]
         smoke = ["--config", str(ROOT / "configs" / "smoke.yaml"), f"run.folder={tmp_path}", "run.epochs=1"]
         code = train.main([*smoke, *small, *arguments])
         return code, capsys.readouterr(), tmp_path / "smoke"
@@ -126,7 +158,7 @@ def test_another_source_is_trained_and_evaluated(train_waves, capsys):
 def test_a_checkpoint_of_other_data_is_refused(train_waves):
     code, _, folder = train_waves()
     assert code == 0
-    code, printed, _ = train_waves("--resume", str(folder / "checkpoints" / "last.pt"), "data.source=digits")
+    code, printed, _ = train_waves("--resume", str(folder / "checkpoints" / "last.pt"), DIGITS)
     assert code == 2
     (line,) = printed.err.splitlines()
     assert line.startswith("error: data.source: digits has class_names ('0', '1',")
@@ -134,7 +166,7 @@ def test_a_checkpoint_of_other_data_is_refused(train_waves):
 
 
 def test_each_part_of_a_saved_spec_must_fit(waves, config):
-    data = replace(config.data, source="waves")
+    data = WavesConfig(source="waves", batch_size=16, image_size=32)
     spec = make_source(data).spec
     assert make_source(data, spec).spec == spec
     for change in ({"class_names": ("slow", "fast", "fastest")}, {"num_features": 6}):
@@ -145,14 +177,25 @@ def test_each_part_of_a_saved_spec_must_fit(waves, config):
 def test_an_unknown_source_is_a_config_error_that_lists_the_known_ones(waves, tree):
     tree["data"]["source"] = "wave"
     with pytest.raises(ValueError) as error:
-        make_source(parse_config(tree)[0].data)
-    message = "data.source: unknown source 'wave'; did you mean 'waves'? known here: digits, waves"
-    assert str(error.value) == message
+        root_config.parse_config(tree)
+    known = ", ".join(SOURCES)
+    assert str(error.value) == f"data.source: found 'wave', expected one of {known}"
+
+
+def test_a_key_of_another_source_names_its_owner(waves, tree):
+    tree["data"]["source"] = "waves"
+    with pytest.raises(ValueError, match="data.image_noise: belongs to source: digits, not to source: waves"):
+        root_config.parse_config(tree)
+
+
+def test_the_sources_of_the_config_are_those_of_the_list(config):
+    assert [kind.model_fields["source"].annotation for kind in sections_of(Data)] == [Literal[n] for n in SOURCES]
 
 
 @pytest.mark.parametrize("kind", [Digits, Waves])
 def test_what_a_source_gives(kind, config):
-    source = kind(replace(config.data, image_size=16))
+    data = config.data if kind is Digits else WavesConfig(source="waves", batch_size=16, image_size=32)
+    source = kind(replace(data, image_size=16))
     spec = source.spec
     assert DataSpec.from_dict(spec.to_dict()) == spec
     assert type(spec.to_dict()["class_names"]) is list
