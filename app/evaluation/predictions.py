@@ -19,8 +19,35 @@ def predict(
     for batch in loader:
         batch = to_device(batch, device)
         with autocast(device, precision):
-            output = model(batch["image"], batch["sequence"], batch["length"], batch["present"])
+            output = _mean_over_windows(model, batch) if "windows" in batch else _run(model, batch)
         yield batch, output  # outside autocast, which would cast the caller's operations too
+
+
+def _run(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple:
+    return model(batch["image"], batch["sequence"], batch["length"], batch["present"])
+
+
+def _mean_over_windows(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple:
+    """The mean output over the windows of each sample, of which there are `windows` (B,): `sequence` (W, T, F) and
+    `length` (W,) have those of one sample after those of another. As many windows at a time as there are samples."""
+    counts, device = batch["windows"].cpu(), batch["sequence"].device
+    sample_of = torch.repeat_interleave(torch.arange(len(counts)), counts)  # (W,)
+    outputs = []
+    for windows in torch.arange(len(sample_of)).split(len(counts)):
+        samples = sample_of[windows]
+        part = {name: batch[name][windows.to(batch[name].device)] for name in ("sequence", "length")}
+        part |= {name: batch[name][samples.to(batch[name].device)] for name in ("image", "present")}
+        outputs.append(_run(model, part))
+    sample_of, counts = sample_of.to(device), counts.to(device)
+
+    def mean(values: list[torch.Tensor]) -> torch.Tensor:
+        of_windows = torch.cat(values).float()  # (W, D)
+        sums = of_windows.new_zeros(len(counts), of_windows.shape[1]).index_add(0, sample_of, of_windows)
+        return sums / counts[:, None]
+
+    dicts = {field: getattr(outputs[0], field).keys() for field in ("embeddings", "unimodal_logits")}
+    means = {field: {k: mean([getattr(o, field)[k] for o in outputs]) for k in keys} for field, keys in dicts.items()}
+    return outputs[0]._replace(logits=mean([output.logits for output in outputs]), **means)
 
 
 def validate(

@@ -52,3 +52,21 @@ def test_predict_yields_outside_autocast(small_model, small_batch, monkeypatch):
         assert not torch.is_autocast_enabled("cpu")
         assert output.logits.dtype == torch.bfloat16  # the model itself ran inside
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_windows_of_a_sample_give_the_mean_of_what_each_gives_alone(small_model, small_batch):
+    counts = torch.tensor([1, 3, 2])
+    batch = {name: value[:3] for name, value in small_batch.items()} | {"windows": counts}
+    batch |= {name: small_batch[name] for name in ("sequence", "length")}  # (6, T, F): all windows in turn
+    (_, output) = next(predict(small_model, [batch], **CPU))
+    starts = [0, 1, 4]
+    for row, (start, count) in enumerate(zip(starts, counts.tolist(), strict=True)):
+        alone = []
+        for window in range(start, start + count):
+            part = {name: value[row : row + 1] for name, value in batch.items() if name != "windows"}
+            part |= {name: small_batch[name][window : window + 1] for name in ("sequence", "length")}
+            alone.append(next(predict(small_model, [part], **CPU))[1])
+        torch.testing.assert_close(output.logits[row], torch.cat([one.logits for one in alone]).mean(0))
+        for branch, logits in output.unimodal_logits.items():
+            mean = torch.cat([one.unimodal_logits[branch] for one in alone]).mean(0)
+            torch.testing.assert_close(logits[row], mean)
