@@ -97,11 +97,30 @@ class PairedDigits(Dataset):
     def __len__(self) -> int:
         return len(self.recordings.label)
 
+    @property
+    def labels(self) -> torch.Tensor:
+        """(N,) int64"""
+        return self.recordings.label
+
+    def cells(self, index: int) -> dict[str, str]:
+        return {}
+
     def __getitem__(self, epoch_and_indices: tuple[int, torch.Tensor]) -> dict[str, torch.Tensor]:
         epoch, indices = epoch_and_indices
-        label = self.recordings.label[indices]
-        length = self.recordings.length[indices]
-        sequence = self.recordings.mfcc[indices, : int(length.max())]  # (B, T, 13), a copy
+        images, sequence, length = self.draw(epoch, indices)
+        return {
+            "image": gray_to_network_image(images, self.image_size, self.image_mean, self.image_std),
+            "sequence": with_deltas(sequence, length),
+            "length": length,
+            "present": torch.ones(len(indices), 2, dtype=torch.bool),
+            "label": self.labels[indices],
+            "index": indices,
+        }
+
+    def draw(self, epoch: int, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Images (B, 8, 8), sequences (B, T, 13) and lengths (B,), with their noise."""
+        label, length = self.labels[indices], self.recordings.length[indices]
+        sequence = self.recordings.mfcc[indices, : int(length.max())]  # a copy
         images = torch.empty(len(indices), *self.images.shape[1:])
         for row, index in enumerate(indices.tolist()):
             generator = stream("pair", self.split, self.seed, epoch if self.redraw else 0, index)
@@ -113,14 +132,7 @@ class PairedDigits(Dataset):
             if self.sequence_noise:
                 frames = sequence[row, : length[row]]
                 frames += self.sequence_noise * torch.randn(frames.shape, generator=generator)
-        return {
-            "image": gray_to_network_image(images, self.image_size, self.image_mean, self.image_std),
-            "sequence": with_deltas(sequence, length),
-            "length": length,
-            "present": torch.ones(len(indices), 2, dtype=torch.bool),
-            "label": label,
-            "index": indices,
-        }
+        return images, sequence, length
 
 
 class Digits:
