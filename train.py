@@ -9,6 +9,7 @@ python train.py --config configs/fusion.yaml --replay runs/fusion/metrics.jsonl 
 """
 
 import argparse
+import math
 import sys
 import time
 from contextlib import ExitStack
@@ -117,13 +118,14 @@ def train(run: Run) -> None:
         save_checkpoint(run.folder / "checkpoints" / "last.pt", run.checkpoint(val))
 
     run_log.close()
-    best_path = run.folder / "checkpoints" / "best.pt"
-    if not best_path.exists():  # a checkpoint that was copied out of a finished run leaves nothing to train
-        best_path = run.resumed_from
+    # There is no best.pt where its metric was never a number, and no last.pt either where a checkpoint that was copied
+    # out of a finished run leaves nothing to train.
+    paths = [run.folder / "checkpoints" / "best.pt", run.folder / "checkpoints" / "last.pt", run.resumed_from]
+    best_path = next(path for path in paths if path and path.exists())
     best = load_checkpoint(best_path)
     load_model(parts.model, best, best_path)
     test = validate(parts.model, loaders["test"], metrics, **run.placement)
-    print(describe_end(run, test, best["position"]["epoch"], best_path, time.monotonic() - started))
+    print(describe_end(run, test, best, best_path, time.monotonic() - started))
 
 
 def train_one_epoch(run: Run, run_log: RunLog, starvation: Starvation) -> float:
@@ -148,9 +150,12 @@ def save_if_best(run: Run, val: dict[str, float], train_loss: float) -> None:
     """Saves best.pt if `val` is the best validation so far. Raises FloatingPointError if the run has blown up."""
     losses = {"training loss": train_loss, "validation loss": val["loss"]}
     raise_if_not_finite(run.parts.model, run.train_step.optimizer, run.groups, losses, run.position)
-    best_path = run.folder / "checkpoints" / "best.pt"
-    if val["loss"] < run.position.best_loss or not best_path.exists():
-        run.position.best_loss = val["loss"]
+    best, best_path, value = run.position.best, run.folder / "checkpoints" / "best.pt", run.value_for_best(val)
+    if math.isnan(value):
+        warn(f"{best.monitor} is not a number, so this validation cannot be the best")
+    if not best_path.exists():
+        best.best = None  # of a run that this one was copied from
+    if best.take(value):
         save_checkpoint(best_path, run.checkpoint(val))
 
 

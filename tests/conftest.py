@@ -114,7 +114,7 @@ def checkpoint_content() -> dict:
         "data_spec": {"class_names": ["a", "b"]},
         "image_weights": {"description": "random start"},
         "groups": [{"name": "temporal_branch"}],
-        "position": {"epoch": 1, "step": 33, "best_loss": 0.5},
+        "position": {"epoch": 1, "step": 33, "monitor": "val/loss", "best": 0.5},
         "model": lstm.state_dict(),
         "optimizer": {name: dict(optimizer.state[p]) for name, p in lstm.named_parameters()},
         "learning_rates": {"reduction": {"temporal_branch": 1.0}},

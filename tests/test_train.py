@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,13 +21,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import evaluate
 import train
+from app.commands import build
 from app.config import run_name_in
+from app.learning_rates.rules import Improvement
+from app.param_groups.optimizer import build_optimizer
 from app.records import checkpoint as checkpoints
 from app.records.environment import environment_digests
 from app.records.tensorboard import HYPERPARAMETERS
 from app.training import precision
 from app.training.group_stats import MOMENTS, STATISTICS
-from app.training.state import STATE
+from app.training.state import STATE, Position
 from models.image_branch import build_network
 from tests.conftest import GROUP_NAMES, ROOT
 
@@ -346,7 +350,10 @@ BAD_INPUT = {
     "no checkpoint": (["--resume", "{other}"], "holds something else than a checkpoint"),
     "group without module": (["optimizer.groups.x.lr=1", "optimizer.groups.x.weight_decay=0",
                               "optimizer.groups.x.betas=[0,0]"], "optimizer.groups.x: the model has no trainable"),
-    "monitor": (["learning_rates.reductions[0].monitor=val/los"], "'val/los' is not a validation metric"),
+    "monitor": (["learning_rates.reductions[0].monitor=val/los"],
+                "'val/los' is not a validation metric; did you mean 'val/loss'? known here: val/loss, val/accuracy,"),
+    "monitor of best.pt": (["checkpoint.best.monitor=val/macro"], "error: checkpoint.best.monitor: 'val/macro' is not "
+                           "a validation metric; did you mean 'val/macro_f1'? known here: val/loss, val/accuracy,"),
 }  # fmt: skip
 
 
@@ -595,7 +602,7 @@ def test_best_pt_gives_way_where_the_run_goes_on_from_before_it(tmp_path, train_
     assert {path.name for path in checkpoints_of.iterdir()} == {"last.pt", "best.pt", "best-epoch2.pt"}
     best, last = (checkpoints.load_checkpoint(checkpoints_of / f"{name}.pt") for name in ("best", "last"))
     losses = [r["loss"] for r in lines(tmp_path / "smoke" / "metrics.jsonl") if r["kind"] == "val"]
-    assert best["val"]["loss"] == min(losses) == last["position"]["best_loss"] != later["val"]["loss"]
+    assert best["val"]["loss"] == min(losses) == last["position"]["best"] != later["val"]["loss"]
     assert f"with the weights of epoch {best['position']['epoch']}" in output
 
     assert "nothing left to train: 2 epochs are finished, run.epochs is 1" in train_here(
@@ -605,6 +612,55 @@ def test_best_pt_gives_way_where_the_run_goes_on_from_before_it(tmp_path, train_
     assert train.main(["--config", SMOKE, f"run.folder={tmp_path}", "run.epochs=3", "--resume", "auto"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "best.pt is damaged" in line and "move it away: the best is then counted from here" in line
+
+
+@pytest.mark.parametrize(
+    ("monitor", "values", "saved"),
+    [
+        ("val/accuracy", [math.nan, 0.5, math.nan, 0.7, 0.7, 0.6], [2, 4]),
+        ("val/image_branch/loss", [math.nan, 0.5, math.nan, 0.7, 0.5, 0.4], [2, 6]),
+        ("val/accuracy", [math.nan, math.nan], []),
+    ],
+)
+def test_best_pt_is_of_the_best_value_of_its_monitor_and_never_of_nan(
+    monitor, values, saved, tmp_path, small_model, optimizer_config, checkpoint_content, capsys
+):
+    optimizer, groups = build_optimizer(small_model, optimizer_config)
+    position = Position(best=Improvement(monitor, best=0.0))  # of the run that this one was copied from
+    run = SimpleNamespace(parts=SimpleNamespace(model=small_model), train_step=SimpleNamespace(optimizer=optimizer))
+    run.groups, run.position, run.folder = groups, position, tmp_path
+    run.checkpoint = lambda val: {**checkpoint_content, "val": val, "position": position.state_dict()}
+    run.value_for_best = lambda val: build.Run.value_for_best(run, val)
+    path, found = tmp_path / "checkpoints" / "best.pt", []
+    for position.epoch, value in enumerate(values, start=1):
+        train.save_if_best(run, {"loss": 0.5, monitor.removeprefix("val/"): value}, 0.5)
+        found += [checkpoints.load_checkpoint(path)["position"]] if path.exists() else []
+    assert list(dict.fromkeys(position["epoch"] for position in found)) == saved
+    assert all(position["best"] == values[position["epoch"] - 1] for position in found)
+    assert capsys.readouterr().out.count(f"warning: {monitor} is not a number, so this validation cannot be") == 2
+
+
+@pytest.mark.slow
+def test_best_pt_is_chosen_by_another_monitor_and_that_may_change_on_resume(tmp_path, train_here):
+    """The learning is so slow that the loss falls throughout, and the accuracy hardly ever changes."""
+    slow = ["optimizer.name=SGD", *(f"optimizer.groups.{name}={{lr: 1.0e-6}}" for name in GROUP_NAMES)]
+    slow += ["learning_rates.reductions=[]", "data.batch_size=300"]
+    folder, by_accuracy = tmp_path / "smoke" / "checkpoints", [*slow, "checkpoint.best.monitor=val/accuracy"]
+    output = train_here(tmp_path, *by_accuracy, "run.epochs=3")
+    records = lines(tmp_path / "smoke" / "metrics.jsonl")
+    accuracies = [r["accuracy"] for r in records if r["kind"] == "val"]
+    best = checkpoints.load_checkpoint(folder / "best.pt")["position"]
+    assert best["best"] == max(accuracies) and best["epoch"] == 1 + accuracies.index(max(accuracies))
+    assert f"with the weights of epoch {best['epoch']} (highest val/accuracy)" in output
+
+    output = train_here(tmp_path, *slow, "run.epochs=4", "--resume", "auto")
+    assert "  starts afresh: best.pt (checkpoint.best.monitor: val/accuracy -> val/loss)\n" in output
+    aside = f"best-epoch{best['epoch']}.pt"
+    assert f"note: best.pt is of the highest val/accuracy so far; it is kept as {aside}\n" in output
+    assert "with the weights of epoch 4 (lowest val/loss)" in output
+    assert checkpoints.load_checkpoint(folder / aside)["position"] == best
+    again = checkpoints.load_checkpoint(folder / "best.pt")["position"]
+    assert (again["epoch"], again["monitor"]) == (4, "val/loss")
 
 
 @pytest.mark.slow
@@ -659,7 +715,7 @@ def test_a_restored_run_is_validated_again_and_the_checkpoint_says_so(tmp_path, 
     assert any(name.startswith("fusion_head.") for name in last["optimizer"])
     # best.pt is whichever of the three validations was best, with the weights that gave it.
     best = torch.load(folder / "checkpoints" / "best.pt", weights_only=True)
-    assert best["val"]["loss"] == best["position"]["best_loss"] == min(r["loss"] for r in (first, second, restored))
+    assert best["val"]["loss"] == best["position"]["best"] == min(r["loss"] for r in (first, second, restored))
     for name, split_val in (("last", last["val"]), ("best", best["val"])):
         assert evaluate.main(["--checkpoint", str(folder / "checkpoints" / f"{name}.pt"), "--split", "val"]) == 0
         report = json.loads((folder / "evaluation" / "val" / "report.json").read_text())

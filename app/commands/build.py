@@ -10,10 +10,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from app.commands.root_config import Config, read_part, rename_run
 from app.config import differences
-from app.evaluation.metrics import ClassificationMetrics, metric_names
+from app.evaluation.metrics import ClassificationMetrics, check_monitor, metric_names
 from app.learning_rates.best_weights import BestWeights
 from app.learning_rates.exhaustion import never_exhausted
 from app.learning_rates.learning_rates import LearningRates
+from app.learning_rates.rules import Improvement
 from app.messages import Findings, warn
 from app.param_groups.freezing import Freezing
 from app.param_groups.groups import Group, describe_groups
@@ -82,6 +83,10 @@ class Run:
     def position(self) -> Position:
         return self.state.parts["position"]
 
+    def value_for_best(self, val: dict[str, float]) -> float:
+        """Of a validation: the metric that best.pt is chosen by."""
+        return val[self.position.best.monitor.removeprefix("val/")]
+
     def checkpoint(self, val: dict[str, float]) -> dict[str, Any]:
         """What a checkpoint holds. val: the validation of the model as it is."""
         return {
@@ -146,11 +151,14 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
     }
     optimizer, groups = build_optimizer(parts.model, config.optimizer)
     freezing = Freezing(parts.model, groups)
+    monitors = [f"val/{name}" for name in metric_names(parts.branches)]
+    best = config.checkpoint.best.monitor
+    check_monitor("checkpoint.best.monitor", best, monitors)
     learning_rates = LearningRates(
         config.optimizer.groups,
         {group.name: group.param_groups for group in groups},
         config.learning_rates,
-        monitors=[f"val/{name}" for name in metric_names(parts.branches)],
+        monitors=monitors,
         steps_per_epoch=len(loaders["train"]),
         epochs=config.run.epochs,
     )
@@ -169,7 +177,7 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
         precision=config.run.precision,
     )
     state = State(
-        position=Position(),
+        position=Position(best=Improvement(best)),
         model=ModelState(parts.model),
         optimizer=OptimizerState(optimizer, groups),
         train_step=train_step,

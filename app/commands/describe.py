@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from app.commands.build import Run
+from app.evaluation.metrics import best_of
 from app.messages import format_table
 from app.param_groups.groups import group_table
 from app.training.precision import slow_precision
@@ -35,12 +36,14 @@ def describe_scores(metrics: dict[str, float], branches: list[str]) -> str:
     return f"val loss {metrics['loss']:.4f}  accuracy {metrics['accuracy']:.4f}  ({_alone(metrics, branches)})"
 
 
-def describe_end(run: Run, test: dict[str, float], best_epoch: int, checkpoint: Path, seconds: float) -> str:
-    """What came out, and what to do next."""
-    python = _python_command()
+def describe_end(run: Run, test: dict[str, float], saved: dict, checkpoint: Path, seconds: float) -> str:
+    """What came out, and what to do next. saved: the content of `checkpoint`, whose weights were tested."""
+    python, position = _python_command(), saved["position"]
+    is_best = saved["val"][position["monitor"].removeprefix("val/")] == position["best"]
+    why = f" ({best_of(position['monitor'])})" if is_best else ""
     return (
         f"\ntest accuracy {test['accuracy']:.4f} ({_alone(test, run.parts.branches)}), "
-        f"with the weights of epoch {best_epoch}\n"
+        f"with the weights of epoch {position['epoch']}{why}\n"
         f"training took {seconds:.0f} s; the run lies in {run.folder}\n\n"
         f"evaluate:     {python} evaluate.py --checkpoint {checkpoint}\n"
         f"TensorBoard:  {python} -m tensorboard.main --logdir {run.folder.parent}"

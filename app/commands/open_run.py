@@ -1,10 +1,10 @@
 """The folder that a run writes into, made ready before the first step."""
 
-import math
 from contextlib import ExitStack
 
 from app.commands.build import Run
 from app.config import save_config
+from app.evaluation.metrics import best_of
 from app.records.checkpoint import copy_checkpoint, load_checkpoint
 from app.records.run_folder import create_run_folder, lock_run_folder, remove_unfinished_saves, run_folder_of
 
@@ -28,7 +28,8 @@ def _set_later_checkpoints_aside(run: Run) -> None:
     """last.pt and best.pt must be of what the resumed run has done, as the logs are that it goes on with.
 
     Later ones are of a run that was resumed from before them, or was killed between the two. They are kept by their
-    epoch, and the checkpoint that the run is resumed from takes their place.
+    epoch, and the checkpoint that the run is resumed from takes their place. A best.pt that was chosen by another
+    monitor is kept likewise: the next validation takes its place.
 
     Raises ValueError, before the first step, if best.pt cannot be read.
     """
@@ -44,13 +45,16 @@ def _set_later_checkpoints_aside(run: Run) -> None:
             aside = path.with_name("last-unreadable.pt")
             print(f"note: last.pt cannot be read; it is kept as {aside.name}")
         else:
-            if saved["step"] <= run.position.step:
-                continue
             aside = path.with_name(f"{path.stem}-epoch{saved['epoch']}.pt")
+            if saved["step"] <= run.position.step:
+                if name == "best.pt" and saved["monitor"] != run.position.best.monitor:
+                    print(f"note: best.pt is of the {best_of(saved['monitor'])} so far; it is kept as {aside.name}")
+                    copy_checkpoint(path, aside)
+                continue
             print(f"note: {name} is of epoch {saved['epoch']}, after the one resumed from; it is kept as {aside.name}")
         copy_checkpoint(path, aside)  # at no moment is there no last.pt
-        if name == "last.pt" or run.resumed_val["loss"] == run.position.best_loss:
+        if name == "last.pt" or run.value_for_best(run.resumed_val) == run.position.best.best:
             copy_checkpoint(run.resumed_from, path)
         else:  # the best of the resumed run had been overwritten
             path.unlink()
-            run.position.best_loss = math.inf
+            run.position.best.best = None

@@ -45,7 +45,8 @@ def reference() -> str:
     """One table for each section of the config, in Markdown."""
     lines = [HEAD]
     for name, field in Config.model_fields.items():
-        lines += [f"## `{name}`", "", f"{_capital(field.description)}.", ""]
+        optional = "" if field.is_required() else " The section may be left out."
+        lines += [f"## `{name}`", "", f"{_capital(field.description)}.{optional}", ""]
         lines += ["| key | allowed | default | meaning |", "| --- | --- | --- | --- |"]
         hint = hint_of(field)
         for key, allowed, default, meaning in _rows(sections_of(hint), f"{name}.", tag_key_of(hint)):

@@ -14,6 +14,7 @@ from app.learning_rates.rules import ReductionConfig
 from app.messages import Findings, nearest
 from app.param_groups.groups import GroupConfig
 from app.param_groups.optimizer import OptimizerConfig
+from app.records.checkpoint import CheckpointConfig
 from app.records.run_config import RunConfig
 from app.section import Section
 from app.training.group_stats import StatisticsConfig
@@ -28,6 +29,7 @@ class Config(Section):
     optimizer: OptimizerConfig = Field(description="the groups of parameters, and what moves them")
     learning_rates: LearningRatesConfig = Field(description="lr of a group = its lr x warm-up x schedule x reduction")
     statistics: StatisticsConfig = Field(description="what is measured of each group, and how often")
+    checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="what is kept of a run")
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> tuple[Config, dict]:

@@ -5,6 +5,7 @@ from torch import nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
+from app.messages import nearest
 from app.training.objective import IGNORED, losses, unimodal_label
 
 # What is better of a metric: a lower value or a higher one. In the spelling of torch's ReduceLROnPlateau.
@@ -14,6 +15,17 @@ DIRECTIONS = {"loss": "min", "accuracy": "max", "macro_f1": "max"}
 def direction(monitor: str) -> str:
     """Of `val/loss`, `val/image_branch/accuracy`, ...: "min" or "max"."""
     return DIRECTIONS[monitor.rpartition("/")[2]]
+
+
+def best_of(monitor: str) -> str:
+    """In words: "lowest val/loss", "highest val/accuracy"."""
+    return f"{'lowest' if direction(monitor) == 'min' else 'highest'} {monitor}"
+
+
+def check_monitor(key: str, monitor: str, known: list[str]) -> None:
+    """Raises ValueError, which begins with the `key` of the config, if a validation does not report `monitor`."""
+    if monitor not in known:
+        raise ValueError(f"{key}: '{monitor}' is not a validation metric; {nearest(monitor, known)}")
 
 
 def metric_names(branches: list[str]) -> list[str]:

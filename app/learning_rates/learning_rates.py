@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from app.evaluation.metrics import check_monitor
 from app.learning_rates.events import LrEvent
 from app.learning_rates.matching import match_rules
 from app.learning_rates.rules import MODE_IS_GONE, RULES, Improvement, Reduction, Rule, stalled, validations
@@ -292,10 +293,7 @@ class LearningRates:
         if self.stop:
             watched.append(("stop", self.stop.monitor))
         for key, monitor in watched:
-            if monitor not in known:
-                raise ValueError(
-                    f"learning_rates.{key}.monitor: '{monitor}' is not a validation metric; known: {', '.join(known)}"
-                )
+            check_monitor(f"learning_rates.{key}.monitor", monitor, known)
         for rule in self.rules:
             if never := rule.never_met():
                 raise ValueError(f"learning_rates.reductions[{rule.index}].{never}")

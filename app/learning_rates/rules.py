@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from app.evaluation.metrics import direction
+from app.evaluation.metrics import best_of, direction
 from app.section import Section
 
 MODE_IS_GONE = (
@@ -51,8 +51,8 @@ class Improvement:
     best: float | None = None
 
     def take(self, value: float) -> bool:
-        """True, and the new best, if `value` improves on it by more than the threshold."""
-        if self.best is not None and not self._better(value):
+        """True, and the new best, if `value` improves on it by more than the threshold. NaN never does."""
+        if math.isnan(value) or (self.best is not None and not self._better(value)):
             return False
         self.best = value
         return True
@@ -159,10 +159,9 @@ class Rule:
         return wanted
 
     def describe(self) -> str:
-        config, monitor = self.config, self.config.monitor
+        config = self.config
         since = f" from epoch {config.start_epoch}" if config.start_epoch > 1 else ""
-        best = "lowest" if direction(monitor) == "min" else "highest"
-        restored = f", with the weights of the {best} {monitor}" if config.restore_best else ""
+        restored = f", with the weights of the {best_of(config.monitor)}" if config.restore_best else ""
         return f"x{config.factor:g} when {self.condition()}{since}, down to {config.min_lr:g}{restored}"
 
     def state_dict(self) -> dict[str, Any]:

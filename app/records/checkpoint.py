@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from pydantic import Field
 
 from app.messages import writing
+from app.section import Section
 from app.training.state import STATE
 
 FORMAT = "duet checkpoint"
@@ -37,6 +39,16 @@ _REMEDY = "give a file that train.py wrote, such as runs/fusion/checkpoints/best
 _END_RECORD, _END_LENGTH = b"PK\x05\x06", 22
 _SEAL, _SEAL_LENGTH = b"sha256:", 71
 _PIECE = 2**20  # bytes
+
+
+class BestConfig(Section):
+    monitor: str = Field(
+        "val/loss", description="a validation metric, as for reductions: best.pt is of the validation where it was best"
+    )
+
+
+class CheckpointConfig(Section):
+    best: BestConfig = Field(BestConfig(), description="which validation best.pt is of")
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:

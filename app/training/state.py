@@ -1,13 +1,14 @@
 """Everything that a run must not lose when it is stopped: one list of parts, saved and loaded alike."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from app.learning_rates.rules import Improvement
 from app.param_groups.freezing import group_around
 from app.param_groups.groups import Group
 
@@ -29,13 +30,17 @@ class Position:
 
     epoch: int = 0  # finished
     step: int = 0  # finished
-    best_loss: float = math.inf  # lowest val/loss so far
+    best: Improvement = field(default_factory=lambda: Improvement("val/loss"))  # of the validation that best.pt is of
 
     def state_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"epoch": self.epoch, "step": self.step, "monitor": self.best.monitor, "best": self.best.best}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epoch, self.step, self.best_loss = state["epoch"], state["step"], state["best_loss"]
+    def load_state_dict(self, state: dict[str, Any]) -> list[str]:
+        self.epoch, self.step = state["epoch"], state["step"]
+        if state["monitor"] != self.best.monitor:
+            return [f"best.pt (checkpoint.best.monitor: {state['monitor']} -> {self.best.monitor})"]
+        self.best.best = state["best"]
+        return []
 
 
 class State:

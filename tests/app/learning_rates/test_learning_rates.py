@@ -436,7 +436,9 @@ def test_state_continues_where_it_was_and_settings_come_from_the_config():
     ],
 )
 def test_an_unknown_monitor_is_named_with_the_known_ones(changes, key):
-    with pytest.raises(ValueError, match=rf"{key}.monitor: 'val/los' is not a validation metric; known: val/loss"):
+    with pytest.raises(
+        ValueError, match=rf"{key}.monitor: 'val/los' is not a validation metric; did you mean 'val/loss'"
+    ):
         make(*changes.pop("rules", []), **changes)
 
 

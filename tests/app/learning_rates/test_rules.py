@@ -181,7 +181,9 @@ def test_state_of_an_added_rule_starts_afresh_under_other_settings_and_is_named(
 
 
 def test_any_monitor_of_a_rule_must_be_a_metric():
-    with pytest.raises(ValueError, match=r"reductions\[0\].monitor: 'val/los' is not a validation metric; known: val/"):
+    with pytest.raises(
+        ValueError, match=r"reductions\[0\].monitor: 'val/los' is not a validation metric; did you mean 'val/loss'"
+    ):
         make(raising(["image_branch"], other="val/los"))
 
 

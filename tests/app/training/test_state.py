@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from app.learning_rates.rules import Improvement
 from app.param_groups.optimizer import build_optimizer, known_optimizers
 from app.training.state import STATE, ModelState, OptimizerState, Position, State, raise_if_not_finite
 from tests.conftest import one_group
@@ -146,6 +147,18 @@ class Part:
     def load_state_dict(self, state):
         self.value = state["value"]
         return self.afresh
+
+
+def test_a_position_is_continued_and_its_best_under_another_monitor_starts_afresh():
+    position = Position(epoch=3, step=66, best=Improvement("val/accuracy"))
+    position.best.take(0.5)
+    again = Position(best=Improvement("val/accuracy"))
+    assert again.load_state_dict(position.state_dict()) == [] and again == position
+    other = Position(best=Improvement("val/macro_f1"))
+    assert other.load_state_dict(position.state_dict()) == [
+        "best.pt (checkpoint.best.monitor: val/accuracy -> val/macro_f1)"
+    ]
+    assert (other.epoch, other.step, other.best.best) == (3, 66, None)
 
 
 def test_a_state_is_one_list_of_parts_saved_and_loaded_alike():
