@@ -46,7 +46,7 @@ def evaluate(checkpoint: Path, split: str, output: str | None, device_name: str)
     if slow := slow_precision(**trained.placement):
         warn(f"the checkpoint was trained in bf16, and {slow}")
     parts, saved = trained.parts, trained.saved
-    metrics = parts.new_metrics().to(trained.placement["device"])
+    metrics = trained.metrics.to(trained.placement["device"])
     predictions = []
     for batch, batch_output in predict(
         parts.model, make_loader(parts.splits[split], trained.batch_size), **trained.placement

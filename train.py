@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
 def train(run: Run) -> None:
     config, parts, position, rates = run.config, run.parts, run.position, run.learning_rates
     best_weights, loaders = run.best_weights, run.loaders
-    metrics, starvation, started = parts.new_metrics(), Starvation(config.statistics), time.monotonic()
+    metrics, starvation, started = run.metrics, Starvation(config.statistics), time.monotonic()
     resume_after = position.step if run.resumed_from else None
     run_log = RunLog(run.folder, [group.name for group in run.groups], parts.branches, resume_after)
 

@@ -70,7 +70,7 @@ def check_config(root: type[Root], tree: DictConfig | dict) -> tuple[Root, dict]
 def read_part(root: type[Section], tree: dict, key: str) -> Any:
     """The checked value at one key of a saved config, such as "data" or "run.seed".
 
-    Variables of the environment that only other keys read may be missing.
+    Variables of the environment that only other keys read may be missing. A key that was left out has its default.
     """
     kind, node = root, OmegaConf.create(tree)
     *sections, name = key.split(".")
@@ -78,7 +78,7 @@ def read_part(root: type[Section], tree: dict, key: str) -> Any:
         kind, node = kind.model_fields[section].annotation, node[section]
     field = kind.model_fields[name]
     findings: dict[str, str] = {}
-    plain = {name: _resolve(node, name, hint_of(field), key, findings)}
+    plain = {name: _resolve(node, name, hint_of(field), key, findings)} if name in node.keys() else {}
     part = create_model("Part", __base__=Section, **{name: (field.annotation, field)})
     return getattr(check_section(part, plain, OmegaConf.to_container(node), ".".join(sections), findings), name)
 

@@ -198,6 +198,31 @@ def test_the_validation_split_gives_what_training_reported(smoke):
 
 
 @pytest.mark.slow
+def test_evaluating_uses_the_loss_and_the_class_counts_of_the_training(tmp_path, train_here):
+    settings = ["loss.class_weights=balanced", "loss.label_smoothing=0.1"]
+    train_here(tmp_path, *settings, "run.epochs=1", "data.batch_size=300")
+    (recorded,) = [r for r in lines(tmp_path / "smoke" / "metrics.jsonl") if r["kind"] == "val"]
+    path, losses = tmp_path / "smoke" / "checkpoints" / "last.pt", []
+
+    def evaluated() -> dict:
+        assert evaluate.main(["--checkpoint", str(path), "--split", "val"]) == 0
+        return json.loads((tmp_path / "smoke" / "evaluation" / "val" / "report.json").read_text())
+
+    content = checkpoints.load_checkpoint(path)
+    for class_counts in (content["data_spec"]["class_counts"], [1, *[210] * 9]):
+        content["data_spec"]["class_counts"] = class_counts
+        checkpoints.save_checkpoint(path, content)
+        report = evaluated()
+        losses.append(report["loss"])
+        assert report["accuracy"] == recorded["accuracy"]
+    del content["config"]["loss"]  # as in a config that says nothing of the loss
+    checkpoints.save_checkpoint(path, content)
+    losses.append(evaluated()["loss"])
+    assert losses[0] == pytest.approx(recorded["loss"], rel=1e-6)
+    assert len({round(loss, 3) for loss in losses}) == 3
+
+
+@pytest.mark.slow
 def test_same_command_same_weights_and_a_resumed_run_too(tmp_path):
     """Bit for bit: two straight runs, and one that was stopped after its second epoch and resumed."""
     # What could get lost at the stop: a bad validation that was counted, kept best weights, a group that is frozen.

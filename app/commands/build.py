@@ -25,6 +25,7 @@ from app.records.environment import changed_environment, environment_digests
 from app.records.run_folder import name_of_run
 from app.training.gradients import Gradients
 from app.training.group_stats import GroupStatistics
+from app.training.objective import LossConfig, Objective, balanced_weights
 from app.training.precision import choose_device
 from app.training.state import ModelState, OptimizerState, Position, State
 from app.training.step import TrainStep
@@ -55,8 +56,8 @@ class ModelAndData:
     def branches(self) -> list[str]:
         return list(self.model.unimodal_heads)
 
-    def new_metrics(self) -> ClassificationMetrics:
-        return ClassificationMetrics(len(self.class_names), self.branches)
+    def new_metrics(self, objective: Objective) -> ClassificationMetrics:
+        return ClassificationMetrics(len(self.class_names), self.branches, objective)
 
 
 @dataclass
@@ -69,6 +70,7 @@ class Run:
     device: torch.device
     parts: ModelAndData
     loaders: dict[str, DataLoader]  # "train", "val", "test"
+    metrics: ClassificationMetrics
     groups: list[Group]
     learning_rates: LearningRates
     best_weights: BestWeights
@@ -129,6 +131,13 @@ def build_model_and_data(
     return ModelAndData(model, image_weights, source, splits)
 
 
+def build_objective(config: LossConfig, spec: DataSpec, device: torch.device) -> Objective:
+    """spec: of the data that were or are trained with. Raises ValueError where the config does not suit them."""
+    balanced = config.class_weights == "balanced"
+    counts = dict(zip(spec.class_names, spec.class_counts, strict=True))
+    return Objective(balanced_weights(counts).to(device) if balanced else None, config.label_smoothing)
+
+
 def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = None) -> Run:
     """Whatever can be wrong is found here: before the first step, and before anything is written.
 
@@ -149,6 +158,7 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
         split: make_loader(parts.splits[split], shuffle=split == "train", **batching)
         for split in ("train", "val", "test")
     }
+    objective = build_objective(config.loss, parts.data_spec, device)
     optimizer, groups = build_optimizer(parts.model, config.optimizer)
     freezing = Freezing(parts.model, groups)
     monitors = [f"val/{name}" for name in metric_names(parts.branches)]
@@ -170,6 +180,7 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
         GroupStatistics(optimizer, groups, gradients),
         freezing,
         learning_rates,
+        objective,
         steps_per_epoch=len(loaders["train"]),
         read_every=config.statistics.every,
         seed=config.run.seed,
@@ -191,6 +202,7 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
         device=device,
         parts=parts,
         loaders=loaders,
+        metrics=parts.new_metrics(objective),
         groups=groups,
         learning_rates=learning_rates,
         best_weights=best_weights,
@@ -223,6 +235,7 @@ class Trained:
 
     saved: dict[str, Any]  # the checkpoint
     parts: ModelAndData
+    metrics: ClassificationMetrics
     batch_size: int
     placement: dict[str, Any]  # device and precision
     changed: list[str]  # what it reads from the environment, and read otherwise in training
@@ -235,13 +248,15 @@ def build_trained(checkpoint: Path, device_name: str) -> Trained:
     tree = saved["config"]
     if isinstance(tree["model"]["image_branch"], dict):
         tree["model"]["image_branch"]["weights"] = "none"  # they come from the checkpoint
-    used = ("data", "model", "run.seed", "run.precision")
-    data, model_config, seed, precision = (read_part(tree, key) for key in used)
+    used = ("data", "model", "loss", "run.seed", "run.precision")
+    data, model_config, loss, seed, precision = (read_part(tree, key) for key in used)
     device = choose_device(device_name)
     parts = build_model_and_data(model_config, data, seed=seed, device=device, saved=saved)
     load_model(parts.model, saved, checkpoint)
+    objective = build_objective(loss, DataSpec.from_dict(saved["data_spec"]), device)
     changed = changed_environment(saved, tree, used)
-    return Trained(saved, parts, data.batch_size, {"device": device, "precision": precision}, changed)
+    placement = {"device": device, "precision": precision}
+    return Trained(saved, parts, parts.new_metrics(objective), data.batch_size, placement, changed)
 
 
 def load_model(model: FusionClassifier, saved: dict[str, Any], path: Path) -> None:

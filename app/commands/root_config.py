@@ -18,6 +18,7 @@ from app.records.checkpoint import CheckpointConfig
 from app.records.run_config import RunConfig
 from app.section import Section
 from app.training.group_stats import StatisticsConfig
+from app.training.objective import LossConfig
 from data.source import Data
 from models.fusion_classifier import ModelConfig
 
@@ -26,6 +27,7 @@ class Config(Section):
     run: RunConfig = Field(description="name, place and length of the run")
     data: Data = Field(description="what is learnt from")
     model: ModelConfig = Field(description="the branches, and what joins them")
+    loss: LossConfig = Field(LossConfig(), description="cross-entropy, of the fusion and of each branch's own head")
     optimizer: OptimizerConfig = Field(description="the groups of parameters, and what moves them")
     learning_rates: LearningRatesConfig = Field(description="lr of a group = its lr x warm-up x schedule x reduction")
     statistics: StatisticsConfig = Field(description="what is measured of each group, and how often")

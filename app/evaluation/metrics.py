@@ -1,12 +1,14 @@
 """Metrics of a whole split, gathered batch by batch; torchmetrics does the counting."""
 
+import math
+
 import torch
 from torch import nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
 from app.messages import nearest
-from app.training.objective import IGNORED, losses, unimodal_label
+from app.training.objective import IGNORED, Objective, unimodal_label
 
 # What is better of a metric: a lower value or a higher one. In the spelling of torch's ReduceLROnPlateau.
 DIRECTIONS = {"loss": "min", "accuracy": "max", "macro_f1": "max"}
@@ -34,32 +36,35 @@ def metric_names(branches: list[str]) -> list[str]:
 
 
 class ClassificationMetrics(nn.Module):
-    """loss, accuracy and macro F1 of the fusion; loss and accuracy of each branch's own head."""
+    """loss (the objective), accuracy and macro F1 of the fusion; loss and accuracy of each branch's own head."""
 
-    def __init__(self, num_classes: int, branches: list[str]):
+    def __init__(self, num_classes: int, branches: list[str], objective: Objective):
         super().__init__()
+        self.objective = objective
         self.num_classes = num_classes
+        # A NaN must be seen, so it is replaced by NaN: the strategy "disable" of torchmetrics 1.9 drops the weights.
         self.metrics = nn.ModuleDict(
             {
-                "loss": MeanMetric(nan_strategy="disable"),  # a NaN must be seen
+                "loss": MeanMetric(nan_strategy=math.nan),
                 "accuracy": MulticlassAccuracy(num_classes, average="micro"),
                 "macro_f1": MulticlassF1Score(num_classes, average="macro"),
                 "confusion": MulticlassConfusionMatrix(num_classes),
             }
         )
         for branch in branches:
-            self.metrics[f"{branch}/loss"] = MeanMetric(nan_strategy="disable")
+            self.metrics[f"{branch}/loss"] = MeanMetric(nan_strategy=math.nan)
             self.metrics[f"{branch}/accuracy"] = MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORED)
 
     def update(self, output, batch: dict[str, torch.Tensor]) -> None:
         """Takes a batch and the model's output for it (logits (B, C), unimodal_logits by branch)."""
-        for name, values in losses(output, batch, reduction="none").items():
-            self.metrics[name].update(values)
         label, logits = batch["label"], output.logits.float()
+        self.metrics["loss"].update(*self.objective.of_samples(logits, label))
         for name in ("accuracy", "macro_f1", "confusion"):
             self.metrics[name].update(logits, label)
         for branch, branch_logits in output.unimodal_logits.items():
-            self.metrics[f"{branch}/accuracy"].update(branch_logits, unimodal_label(batch, branch))
+            own = unimodal_label(batch, branch)
+            self.metrics[f"{branch}/loss"].update(*self.objective.of_samples(branch_logits, own))
+            self.metrics[f"{branch}/accuracy"].update(branch_logits, own)
 
     def compute(self) -> dict[str, float]:
         return {name: metric.compute().item() for name, metric in self.metrics.items() if name != "confusion"}

@@ -1,25 +1,78 @@
 """The loss: what training minimises, and what validation reports of it."""
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
+from pydantic import Field
 from torch.nn.functional import cross_entropy
+
+from app.section import Section
 
 # Stands for "no label" in cross_entropy and in torchmetrics: samples without that branch's input.
 IGNORED = -100
 BRANCHES = ("image_branch", "temporal_branch")  # in the order of `present`
 
 
-def losses(output, batch: dict[str, torch.Tensor], *, reduction: str = "mean") -> dict[str, torch.Tensor]:
-    """{"loss": of the fusion, "<branch>/loss": of each branch's own head}, in float32.
+class LossConfig(Section):
+    class_weights: Literal["none", "balanced"] = Field(
+        "none",
+        description="balanced: samples weigh training rows / (classes x training rows of their class), so that all "
+        "classes weigh alike; in val/loss too",
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of each label that is spread over all classes; in val/loss too"
+    )
+
+
+@dataclass(frozen=True)
+class Objective:
+    """torch's cross_entropy with these settings, for the fusion and for each branch's own head.
+
+    Args:
+        class_weights: (C,) float32, on the device of the model; None: all 1.
+    """
+
+    class_weights: torch.Tensor | None = None
+    label_smoothing: float = 0.0
+
+    def __call__(self, logits: torch.Tensor, label: torch.Tensor, *, reduction: str = "mean") -> torch.Tensor:
+        """Scalar, or (B,) for the reduction "none". logits: (B, C); label: (B,), IGNORED where there is none."""
+        settings = {"weight": self.class_weights, "label_smoothing": self.label_smoothing}
+        return cross_entropy(logits.float(), label, ignore_index=IGNORED, reduction=reduction, **settings)
+
+    def of_samples(self, logits: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(loss, weight) of each sample whose label is not IGNORED: by them the mean over any number of batches is
+        that of one call with all their samples."""
+        logits, label = logits[label != IGNORED], label[label != IGNORED]
+        weights = self.class_weights
+        weight = torch.ones(len(label), device=label.device) if weights is None else weights[label]
+        return self(logits, label, reduction="none") / weight, weight
+
+
+def balanced_weights(class_counts: dict[str, int]) -> torch.Tensor:
+    """(C,) float32: training rows / (classes x training rows of the class), as scikit-learn's compute_class_weight.
+
+    Raises ValueError for a class without training rows.
+    """
+    if empty := [name for name, count in class_counts.items() if count == 0]:
+        raise ValueError(
+            f"loss.class_weights: found balanced, but no training row is of class {empty[0]!r}; add rows, take "
+            "the class out of the data, or set none"
+        )
+    counts = torch.tensor(list(class_counts.values()), dtype=torch.float64)
+    return (counts.sum() / (len(counts) * counts)).float()
+
+
+def losses(output, batch: dict[str, torch.Tensor], objective: Objective) -> dict[str, torch.Tensor]:
+    """{"loss": of the fusion, "<branch>/loss": of each branch's own head}, scalars in float32.
 
     Args:
         output: logits (B, C), unimodal_logits by branch, each (B, C).
-        reduction: "mean" gives scalars, "none" a loss for each sample, of a branch for those that have its input.
     """
-    values = {"loss": cross_entropy(output.logits.float(), batch["label"], reduction=reduction)}
+    values = {"loss": objective(output.logits, batch["label"])}
     for branch, logits in output.unimodal_logits.items():
-        label = unimodal_label(batch, branch)
-        own = cross_entropy(logits.float(), label, ignore_index=IGNORED, reduction=reduction)
-        values[f"{branch}/loss"] = own[label != IGNORED] if reduction == "none" else own
+        values[f"{branch}/loss"] = objective(logits, unimodal_label(batch, branch))
     return values
 
 

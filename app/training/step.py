@@ -9,9 +9,9 @@ from torch import nn
 from app.learning_rates.learning_rates import LearningRates
 from app.param_groups.freezing import Freezing
 from app.randomness import seed_everything
-from app.training import objective
 from app.training.gradients import Gradients
 from app.training.group_stats import GroupStatistics
+from app.training.objective import Objective, losses, total
 from app.training.precision import autocast, to_device
 
 
@@ -45,6 +45,7 @@ class TrainStep:
         statistics: GroupStatistics,
         freezing: Freezing,
         learning_rates: LearningRates,
+        objective: Objective,
         *,
         steps_per_epoch: int,
         read_every: int,
@@ -58,6 +59,7 @@ class TrainStep:
         self.statistics = statistics
         self.freezing = freezing
         self.learning_rates = learning_rates
+        self.objective = objective
         self.steps_per_epoch = steps_per_epoch
         self.read_every = read_every
         self.seed = seed
@@ -86,9 +88,9 @@ class TrainStep:
         seed_everything("step", self.seed, step)  # dropout: the same whether the run was interrupted or not
         with autocast(self.device, self.precision):
             output = self.model(batch["image"], batch["sequence"], batch["length"], batch["present"])
-            losses = objective.losses(output, batch)
+            values = losses(output, batch, self.objective)
         self.optimizer.zero_grad(set_to_none=True)
-        objective.total(losses).backward()
+        total(values).backward()
         self.gradients.clip_and_flag(step)
 
         reads = (step + 1) % self.read_every == 0
@@ -96,7 +98,7 @@ class TrainStep:
             self.statistics.before_step()
         self.optimizer.step()
         self.batches += 1
-        loss = losses["loss"].detach()
+        loss = values["loss"].detach()
         self.epoch_loss = self.epoch_loss + loss
         self.loss_sum = self.loss_sum + loss
         self.accuracy_sum = self.accuracy_sum + (output.logits.argmax(1) == batch["label"]).float().mean()

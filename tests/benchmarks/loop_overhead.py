@@ -43,7 +43,7 @@ def main(rounds: int) -> None:
         model, optimizer = run.parts.model, run.train_step.optimizer
         run_log = RunLog(run.folder, [group.name for group in run.groups], run.parts.branches)
         batches = list(run.loaders["train"])
-        metrics, starvation = run.parts.new_metrics(), Starvation(run.config.statistics)
+        metrics, starvation = run.metrics, Starvation(run.config.statistics)
 
         def bare():
             model.train()

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
+from torch.nn.functional import cross_entropy
 
 from app.evaluation.metrics import ClassificationMetrics, metric_names
+from app.training.objective import Objective
 from models.fusion_classifier import Output
 
 BRANCHES = ["image_branch", "temporal_branch"]
@@ -14,9 +16,13 @@ BRANCHES = ["image_branch", "temporal_branch"]
 
 @pytest.fixture
 def gathered():
+    return gather(Objective())
+
+
+def gather(objective):
     """Three batches of uneven size, some samples without their sequence."""
     generator = torch.Generator().manual_seed(0)
-    metrics, rows = ClassificationMetrics(4, BRANCHES), []
+    metrics, rows = ClassificationMetrics(4, BRANCHES, objective), []
     for size in (5, 7, 1):
         label = torch.randint(4, (size,), generator=generator)
         logits, image, temporal = (torch.randn(size, 4, generator=generator) for _ in range(3))
@@ -49,8 +55,20 @@ def test_samples_without_a_branchs_input_do_not_count_for_it(gathered):
     assert values["temporal_branch/loss"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.2, 1.0, 3.0, 0.7])])
+def test_the_loss_is_the_objective_over_the_whole_split_at_once(weights, smoothing):
+    metrics, (label, logits, image, temporal, has_sequence) = gather(Objective(weights, smoothing))
+    values, settings = metrics.compute(), {"weight": weights, "label_smoothing": smoothing}
+    assert values["loss"] == pytest.approx(cross_entropy(logits, label, **settings).item(), rel=1e-6)
+    assert values["image_branch/loss"] == pytest.approx(cross_entropy(image, label, **settings).item(), rel=1e-6)
+    own = cross_entropy(temporal[has_sequence], label[has_sequence], **settings).item()
+    assert values["temporal_branch/loss"] == pytest.approx(own, rel=1e-6)
+    assert set(label.tolist()) == {0, 1, 2, 3}  # else a weight would not be looked at
+
+
 def test_a_nan_is_not_hidden_by_the_mean():
-    metrics = ClassificationMetrics(4, [])
+    metrics = ClassificationMetrics(4, [], Objective())
     logits = torch.zeros(3, 4)
     logits[1] = float("nan")
     batch = {"label": torch.tensor([0, 1, 2]), "present": torch.ones(3, 2, dtype=torch.bool)}

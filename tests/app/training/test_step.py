@@ -6,14 +6,17 @@ import time
 import numpy
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from app.evaluation.metrics import ClassificationMetrics
 from app.evaluation.predictions import predict, validate
 from app.learning_rates.learning_rates import LearningRates
 from app.param_groups.freezing import Freezing
 from app.param_groups.optimizer import build_optimizer
+from app.randomness import seed_everything
 from app.training.gradients import Gradients
 from app.training.group_stats import GroupStatistics
+from app.training.objective import Objective
 from app.training.precision import bf16_slowdown
 from app.training.step import TrainStep
 from tests.conftest import replace
@@ -25,7 +28,8 @@ def train_step_of(model, config, learning_rates_of, **settings) -> TrainStep:
     optimizer, groups = build_optimizer(model, config)
     gradients = Gradients(optimizer, groups, config.clip_norm)
     statistics, freezing = GroupStatistics(optimizer, groups, gradients), Freezing(model, groups)
-    parts = [gradients, statistics, freezing, learning_rates_of(groups)]
+    objective = settings.pop("objective", Objective())
+    parts = [gradients, statistics, freezing, learning_rates_of(groups), objective]
     return TrainStep(model, *parts, **{"steps_per_epoch": 4, "read_every": 1, "seed": 0, **CPU, **settings})
 
 
@@ -97,6 +101,26 @@ def test_detached_heads_change_nothing_in_the_rest_of_the_model(small_model, sma
             assert torch.equal(a, b)
 
 
+def test_training_minimises_the_objective_of_torch(small_model, small_batch, optimizer_config, learning_rates_of):
+    """Of the fusion and of each branch's own head, for the samples that have its input."""
+    small_batch["present"][1:4, 1] = False
+    weights, smoothing = torch.tensor([0.2, 1.0, 3.0]), 0.1
+    step = train_step_of(small_model, optimizer_config, learning_rates_of, objective=Objective(weights, smoothing))
+    twin = copy.deepcopy(small_model).train()
+    step.start_epoch(0)
+    reading = step(small_batch, 0)
+    seed_everything("step", 0, 0)
+    output = twin(*(small_batch[name] for name in ("image", "sequence", "length", "present")))
+    settings, label, there = {"weight": weights, "label_smoothing": smoothing}, small_batch["label"], [0, 4, 5]
+    fusion = cross_entropy(output.logits, label, **settings)
+    image = cross_entropy(output.unimodal_logits["image_branch"], label, **settings)
+    temporal = cross_entropy(output.unimodal_logits["temporal_branch"][there], label[there], **settings)
+    (fusion + image + temporal).backward()
+    assert reading.loss == pytest.approx(fusion.item(), rel=1e-6)
+    for (name, a), b in zip(small_model.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=name)
+
+
 def test_heads_with_weight_train_the_branches(small_model, trained):
     plain, weighted = copy.deepcopy(small_model), copy.deepcopy(small_model)
     weighted.loss_weight = 0.5
@@ -131,7 +155,7 @@ def test_bf16_trains_and_predicts(small_model, small_batch, trained, monkeypatch
     trained(small_model)
     assert all(p.dtype == torch.float32 for p in small_model.parameters())
     assert any(not torch.equal(before[name], value) for name, value in small_model.fusion_head.state_dict().items())
-    metrics = ClassificationMetrics(3, ["image_branch", "temporal_branch"])
+    metrics = ClassificationMetrics(3, ["image_branch", "temporal_branch"], Objective())
     assert 0 < validate(small_model, [small_batch], metrics, **CPU)["loss"] < 10
     (_, output) = next(predict(small_model, [small_batch], **CPU))
     assert output.logits.dtype == torch.bfloat16
