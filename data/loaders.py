@@ -22,10 +22,24 @@ class EpochBatches(Sampler):
 
     With `shuffle`, the order is drawn anew from (seed, epoch). Batch sizes differ by one at most, so a small
     remainder never reaches a BatchNorm.
+
+    Args:
+        labels: (N,), to draw N samples with replacement, each class that has samples equally likely; None: to take
+            each sample once.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, *, shuffle: bool, seed: int = 0):
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        labels: torch.Tensor | None = None,
+    ):
         self.num_samples = num_samples
+        # 1 / samples of its class: the chance of each sample, but for a factor that all share.
+        self.chances = None if labels is None else labels.bincount().double().reciprocal()[labels]
         self.num_batches = -(-num_samples // batch_size)
         self.shuffle = shuffle
         self.seed = seed
@@ -35,20 +49,34 @@ class EpochBatches(Sampler):
         return self.num_batches
 
     def __iter__(self) -> Iterator[tuple[int, torch.Tensor]]:
-        if self.shuffle:
-            order = torch.randperm(self.num_samples, generator=stream("order", self.seed, self.epoch))
-        else:
-            order = torch.arange(self.num_samples)
-        for indices in order.tensor_split(self.num_batches):
+        for indices in self._order(self.epoch).tensor_split(self.num_batches):
             yield self.epoch, indices
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        if self.chances is not None:
+            generator = stream("class balanced", self.seed, epoch)
+            return torch.multinomial(self.chances, self.num_samples, replacement=True, generator=generator)
+        if self.shuffle:
+            return torch.randperm(self.num_samples, generator=stream("order", self.seed, epoch))
+        return torch.arange(self.num_samples)
 
 
 def make_loader(
-    dataset: Dataset, batch_size: int, *, shuffle: bool = False, seed: int = 0, pin_memory: bool = False
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    shuffle: bool = False,
+    class_balanced: bool = False,
+    seed: int = 0,
+    pin_memory: bool = False,
 ) -> DataLoader:
     """A loader whose data set is asked for whole batches. Set `loader.sampler.epoch` before each epoch.
 
     No workers: the data is in memory, and handing it between processes was 5 to 7 times slower.
+
+    Args:
+        shuffle, class_balanced: how the samples are ordered or drawn; see EpochBatches.
     """
-    sampler = EpochBatches(len(dataset), batch_size, shuffle=shuffle, seed=seed)
+    labels = dataset.labels if class_balanced else None
+    sampler = EpochBatches(len(dataset), batch_size, shuffle=shuffle, seed=seed, labels=labels)
     return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=0, pin_memory=pin_memory)

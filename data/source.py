@@ -30,7 +30,7 @@ class Source(Protocol):
 
     def splits(self, *, seed: int, image_mean: Sequence[float], image_std: Sequence[float]) -> dict[str, Dataset]:
         """The splits "train", "val" and "test", each of which gives a whole batch (see data/loaders.py) for
-        (epoch, indices).
+        (epoch, indices), and has `labels`, (N,) int64.
 
         Args:
             seed: of what is drawn anew in each epoch of training.

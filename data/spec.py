@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,11 @@ class DataConfig(Section):
 
     source: str = Field(description="where the data come from")
     batch_size: int = Field(ge=2, description="samples; batches of an epoch differ by one sample at most")
+    sampler: Literal["shuffle", "class_balanced"] = Field(
+        "shuffle",
+        description="an epoch of training; shuffle: each sample once; class_balanced: as many samples, drawn with "
+        "replacement, each class equally likely (which is in place of loss.class_weights)",
+    )
     image_size: int = Field(ge=8, description="pixels of an edge, as the CNN reads it")
 
 

@@ -138,6 +138,13 @@ def build_objective(config: LossConfig, spec: DataSpec, device: torch.device) ->
     return Objective(balanced_weights(counts).to(device) if balanced else None, config.label_smoothing)
 
 
+def build_loaders(config: Config, splits: dict[str, Dataset], device: torch.device) -> dict[str, DataLoader]:
+    common = {"batch_size": config.data.batch_size, "seed": config.run.seed, "pin_memory": device.type == "cuda"}
+    order = {"shuffle": True, "class_balanced": config.data.sampler == "class_balanced"}
+    order_of = {split: order if split == "train" else {} for split in splits}
+    return {split: make_loader(dataset, **common, **order_of[split]) for split, dataset in splits.items()}
+
+
 def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = None) -> Run:
     """Whatever can be wrong is found here: before the first step, and before anything is written.
 
@@ -153,11 +160,7 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
         notes.append(f"note: this run goes on as {name}; run.name={config.run.name} is not used")
         config, tree = rename_run(config, tree, name)
     parts = build_model_and_data(config.model, config.data, seed=config.run.seed, device=device, saved=saved)
-    batching = {"batch_size": config.data.batch_size, "seed": config.run.seed, "pin_memory": device.type == "cuda"}
-    loaders = {
-        split: make_loader(parts.splits[split], shuffle=split == "train", **batching)
-        for split in ("train", "val", "test")
-    }
+    loaders = build_loaders(config, parts.splits, device)
     objective = build_objective(config.loss, parts.data_spec, device)
     optimizer, groups = build_optimizer(parts.model, config.optimizer)
     freezing = Freezing(parts.model, groups)

@@ -1,9 +1,12 @@
 import torch
+from scipy.stats import chisquare
 
 from data.loaders import EpochBatches, make_loader
 
 
 class Echo(torch.utils.data.Dataset):
+    labels = torch.tensor([0] * 80 + [2] * 20 + [3] * 3)  # no sample is of class 1
+
     def __len__(self):
         return 103
 
@@ -32,3 +35,29 @@ def test_order_is_derived_from_seed_and_epoch():
     assert next(iter(loader))["epoch"].unique().tolist() == [1]
     assert order(make_loader(Echo(), 10, shuffle=True, seed=2)) != first
     assert order(make_loader(Echo(), 10)) == list(range(103))
+
+
+def test_a_class_balanced_epoch_has_as_many_samples_and_each_class_equally_often():
+    loader = make_loader(Echo(), 10, shuffle=True, class_balanced=True, seed=1)
+    drawn = []
+    for loader.sampler.epoch in range(100):
+        sizes = [len(batch["index"]) for batch in loader]
+        assert sum(sizes) == 103 and len(sizes) == len(loader) == 11 and {*sizes} == {9, 10}
+        drawn += order(loader)
+    by_class = Echo.labels[drawn].bincount(minlength=4)
+    assert by_class[1] == 0 and chisquare(by_class[[0, 2, 3]]).pvalue > 0.001
+    for label in (0, 2, 3):  # and within a class each sample
+        by_sample = torch.tensor(drawn).bincount(minlength=103)[Echo.labels == label]
+        assert chisquare(by_sample).pvalue > 0.001
+
+
+def test_what_is_drawn_depends_on_seed_and_epoch_alone():
+    loader = make_loader(Echo(), 10, shuffle=True, class_balanced=True, seed=1)
+    first = order(loader)
+    loader.sampler.epoch = 1
+    second = order(loader)
+    torch.rand(10)
+    loader.sampler.epoch = 0
+    assert order(loader) == first != second
+    assert order(make_loader(Echo(), 7, shuffle=True, class_balanced=True, seed=1)) == first
+    assert order(make_loader(Echo(), 10, shuffle=True, class_balanced=True, seed=2)) != first

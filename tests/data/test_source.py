@@ -81,6 +81,10 @@ class Rows(torch.utils.data.Dataset):
     def __len__(self):
         return len(self.label)
 
+    @property
+    def labels(self):
+        return self.label
+
     def __getitem__(self, epoch_and_indices):
         _, indices = epoch_and_indices
         length = self.length[indices]
@@ -201,7 +205,10 @@ def test_what_a_source_gives(kind, config):
     assert type(spec.to_dict()["class_names"]) is list
     splits = source.splits(seed=0, **IMAGENET)
     assert list(splits) == ["train", "val", "test"]
+    assert splits["train"].labels.bincount().tolist() == list(spec.class_counts)
     for split in splits.values():
+        assert len(split.labels) == len(split)
+        assert torch.equal(split.labels[:2], split[0, torch.tensor([0, 1])]["label"])
         batch = split[0, torch.tensor([1, 0])]
         assert list(batch) == ["image", "sequence", "length", "present", "label", "index"]
         assert batch["image"].shape == (2, 3, 16, 16)

@@ -1,0 +1,35 @@
+import torch
+
+from app.commands.build import build_loaders
+from tests.conftest import replace
+
+CPU = torch.device("cpu")
+
+
+class Split(torch.utils.data.Dataset):
+    """30 samples of class 0, 10 of class 1."""
+
+    labels = torch.tensor([0] * 30 + [1] * 10)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, epoch_and_indices):
+        return epoch_and_indices[1]
+
+
+def read(config, split: str, epoch: int = 0) -> list[list[int]]:
+    """The samples of each batch."""
+    loaders = build_loaders(config, {name: Split() for name in ("train", "val", "test")}, CPU)
+    loaders[split].sampler.epoch = epoch
+    return [batch.tolist() for batch in loaders[split]]
+
+
+def test_only_training_is_shuffled_or_drawn(config):
+    each_once = [*range(40)]
+    for sampler in ("shuffle", "class_balanced"):
+        changed = replace(config, data=replace(config.data, sampler=sampler, batch_size=16))
+        assert sum(read(changed, "val"), []) == sum(read(changed, "test"), []) == each_once
+        drawn = sum(read(changed, "train"), [])
+        assert drawn != each_once and len(drawn) == 40
+        assert (sorted(drawn) == each_once) == (sampler == "shuffle")
