@@ -8,8 +8,11 @@ import torch
 class Encoded(NamedTuple):
     """A batch as a branch has encoded it.
 
-    Branches make tokens only where they are asked to, and some have none: then `tokens` and `mask` are None. A fusion
-    method gets each sample that has no such input, and each token outside the mask, as zeros.
+    Branches make tokens only where they are asked to, and some have none: then `tokens` and `mask` are None.
+
+    A branch is given the samples only that have its input, a fusion method the whole batch: there `pooled` of a sample
+    without that input is the learned vector that stands in for it (see models/fusion.py), its mask is False
+    throughout, and each token outside a mask is zeros. A batch wholly without it has N = 1.
     """
 
     pooled: torch.Tensor  # (B, D): the embedding

@@ -11,7 +11,7 @@ from torch import nn
 from app.messages import nearest
 from app.section import Section
 from models.encoded import Encoded
-from models.fusion import FUSIONS, FusionHeadConfig
+from models.fusion import FUSIONS, Fusion, FusionHeadConfig, spread
 from models.image_branch import ImageBranchConfig, encode_image, measure_dims, remove_classification_layer
 from models.pretrained import IMAGENET_MEAN, IMAGENET_STD, ImageWeights, build_pretrained, rebuild
 from models.temporal_branch import TemporalBranch, TemporalBranchConfig
@@ -40,17 +40,20 @@ class Output(NamedTuple):
     """What the model gives for a batch; the dicts are keyed by branch name."""
 
     logits: torch.Tensor  # (B, num_classes)
-    embeddings: dict[str, torch.Tensor]  # each (B, D)
-    unimodal_logits: dict[str, torch.Tensor]  # each (B, num_classes): that branch on its own
+    embeddings: dict[str, torch.Tensor]  # each (B, D): what the fusion reads
+    unimodal_logits: dict[str, torch.Tensor]  # each (B, num_classes): that branch on its own; 0 without its input
 
 
 class FusionClassifier(nn.Module):
     """Late fusion of built parts (the shape of late fusion in TorchMultimodal).
 
+    A branch and its own head run on the samples only that have their input, and not at all where none has: what stands
+    in the tensors of the others is never read, and changes no norm's statistics and no other sample.
+
     Args:
         image_branch: (B, 3, H, W) -> (B, D), for encode_image, or None for a model that reads sequences only.
         temporal_branch: (B, T, F), (B,) -> Encoded, or None for a model that reads images only.
-        fusion_head: a fusion method (see models/fusion.py).
+        fusion_head: a method of models/fusion.py.
         unimodal_heads: branch name -> (B, D) -> (B, num_classes).
         loss_weight: of the unimodal heads' losses in what trains the branches: the factor of the gradient that goes
             on from a head to its branch. With 0 the heads read detached embeddings; they themselves always learn.
@@ -60,7 +63,7 @@ class FusionClassifier(nn.Module):
         self,
         image_branch: nn.Module | None,
         temporal_branch: nn.Module | None,
-        fusion_head: nn.Module,
+        fusion_head: Fusion,
         unimodal_heads: dict[str, nn.Module],
         *,
         loss_weight: float = 0.0,
@@ -77,31 +80,55 @@ class FusionClassifier(nn.Module):
         image: torch.Tensor,  # (B, 3, H, W)
         sequence: torch.Tensor,  # (B, T, F)
         length: torch.Tensor,  # (B,)
-        present: torch.Tensor,  # (B, 2) bool: whether there is an image, a sequence
+        present: torch.Tensor,  # (B, 2) bool: whether there is an image, a sequence; on the CPU, or it is waited for
     ) -> Output:
-        with_tokens = self.fusion_head.reads_tokens
-        encoded = {}
-        if self.image_branch is not None:
-            of_image = encode_image(self.image_branch, image, with_tokens=with_tokens)
-            encoded["image_branch"] = _without_absent(of_image, present[:, 0:1])
-        if self.temporal_branch is not None:
-            of_sequence = self.temporal_branch(sequence, length, with_tokens=with_tokens)
-            encoded["temporal_branch"] = _without_absent(of_sequence, present[:, 1:2])
-        embeddings = {name: branch.pooled for name, branch in encoded.items()}
-        unimodal_logits = {
-            name: head(_scale_gradient(embeddings[name], self.loss_weight))
-            for name, head in self.unimodal_heads.items()
+        inputs = {"image_branch": (image,), "temporal_branch": (sequence, length)}  # in the order of `present`
+        columns = {name: i for i, name in enumerate(inputs) if getattr(self, name) is not None}
+        rows = {name: _rows_with_input(present[:, i], image.device) for name, i in columns.items()}
+        parts = {name: self._encode(name, inputs[name], rows[name]) for name in columns}
+        encoded = {
+            name: part if rows[name] is None else self.fusion_head.fill_in(name, part, rows[name], len(present))
+            for name, part in parts.items()
         }
-        return Output(self.fusion_head(encoded, present), embeddings, unimodal_logits)
+        logits = self.fusion_head(encoded, present[:, list(columns.values())].to(image.device, non_blocking=True))
+        embeddings = {name: branch.pooled for name, branch in encoded.items()}
+        unimodal_logits = {}
+        for name, head in self.unimodal_heads.items():
+            if parts[name] is None:
+                unimodal_logits[name] = torch.zeros_like(logits)
+                continue
+            own = head(_scale_gradient(parts[name].pooled, self.loss_weight))
+            unimodal_logits[name] = own if rows[name] is None else spread(own, rows[name], len(present))
+        return Output(logits, embeddings, unimodal_logits)
+
+    def _encode(self, name: str, inputs: tuple[torch.Tensor, ...], rows: torch.Tensor | None) -> Encoded | None:
+        """Of the samples in `rows` (None: of all); None if there are none."""
+        if rows is not None:
+            if len(rows) == 0:
+                return None
+            inputs = tuple(tensor.index_select(0, rows) for tensor in inputs)
+        branch, with_tokens = getattr(self, name), self.fusion_head.reads_tokens
+        if name == "image_branch":
+            encoded = encode_image(branch, *inputs, with_tokens=with_tokens)
+        else:
+            encoded = branch(*inputs, with_tokens=with_tokens)
+        return _without_padding(encoded)
 
 
-def _without_absent(encoded: Encoded, present: torch.Tensor) -> Encoded:
-    """Zeros for samples that are not `present` (B, 1), and for tokens that are not real."""
-    pooled = encoded.pooled.masked_fill(~present, 0.0)
+def _rows_with_input(present: torch.Tensor, device: torch.device) -> torch.Tensor | None:
+    """present (B,) bool -> places of the samples that have this input, on `device`; None for all."""
+    rows = present.nonzero().flatten()
+    return None if len(rows) == len(present) else rows.to(device, non_blocking=True)
+
+
+def _without_padding(encoded: Encoded) -> Encoded:
+    """With a mask wherever there are tokens, and zeros outside it."""
     if encoded.tokens is None:
-        return Encoded(pooled)
-    mask = present.expand(encoded.tokens.shape[:2]) if encoded.mask is None else encoded.mask & present
-    return Encoded(pooled, encoded.tokens.masked_fill(~mask[:, :, None], 0.0), mask)
+        return encoded
+    mask = encoded.mask
+    if mask is None:
+        return encoded._replace(mask=torch.ones_like(encoded.tokens[:, :, 0], dtype=torch.bool))
+    return encoded._replace(tokens=encoded.tokens.masked_fill(~mask[:, :, None], 0.0))
 
 
 def _scale_gradient(x: torch.Tensor, factor: float) -> torch.Tensor:

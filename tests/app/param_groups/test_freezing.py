@@ -42,7 +42,8 @@ def test_frozen_means_that_not_one_bit_moves_and_the_rest_trains(small_model, sm
     for epoch in (0, 1):
         train_epoch(small_model, small_batch, optimizer, freezing, epoch)
     assert changed(before, small_model.image_branch) == set()
-    assert changed(head, small_model.fusion_head) == set(head)
+    # No sample lacked an input: what stands in for it has nothing to learn from.
+    assert changed(head, small_model.fusion_head) == {name for name in head if not name.startswith("absent.")}
     train_epoch(small_model, small_batch, optimizer, freezing, 2)
     assert changed(before, small_model.image_branch) == set(before)
 
