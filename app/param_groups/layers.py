@@ -1,4 +1,4 @@
-"""What a group's parameters are: biases and norms (for `no_decay`), and how deep they lie (for `layer_decay`).
+"""What a group's parameters are: biases, norms and the like (for `no_decay`), and how deep they lie (`layer_decay`).
 
 Decided by module types and dimensions, never by names: an LSTM's biases are called bias_ih_l0, and a 1-D gate
 is neither a bias nor a norm.
@@ -11,14 +11,24 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # _NormBase: Batch, Instance, Sync
-# In these every 1-D parameter is a bias: their weights have two dimensions or more.
-_WITH_1D_BIAS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+# In these every 1-D parameter is a bias, for their weights have two dimensions or more; in a ParameterDict it is a
+# vector that stands in for an embedding, as a class token does.
+_WITH_1D_BIAS = (
+    nn.Linear,
+    nn.Bilinear,
+    nn.modules.conv._ConvNd,
+    nn.RNNBase,
+    nn.RNNCellBase,
+    nn.MultiheadAttention,
+    nn.ParameterDict,
+)
 _WEIGHT_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _SEQUENCES = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def biases_and_norms(model: nn.Module) -> set[nn.Parameter]:
-    """What `no_decay` leaves without weight decay: parameters of normalisation layers, and biases of all others."""
+    """What `no_decay` leaves without weight decay: parameters of normalisation layers, biases of all others, and
+    vectors of a ParameterDict."""
     found = set()
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -32,8 +42,8 @@ def layers_in_order(module: nn.Module) -> list[list[nn.Parameter]]:
 
     A layer is a block as the architecture has them: a residual or dense block, one of a transformer, a downsampling,
     a convolution with its norm, one layer of a stacked LSTM. A norm, or a parameter that stands between blocks
-    (position embedding), belongs to the layer that it follows; at the very start to the first. Order is that of
-    definition, which for torchvision's networks is that of computation.
+    (position embedding) or in a ParameterDict, belongs to the layer that it follows; at the very start to the first.
+    Order is that of definition, which for torchvision's networks is that of computation.
 
     Raises ValueError for modules side by side, which have no order.
     """
@@ -66,7 +76,7 @@ def _blocks(module: nn.Module, is_root: bool = False) -> Iterator[tuple[list[nn.
         for child in children:
             yield from _blocks(child)
     elif parameters := list(module.parameters()):
-        yield parameters, not _is_norm(module)
+        yield parameters, not (_is_norm(module) or isinstance(module, nn.ParameterDict))
 
 
 def _children(module: nn.Module) -> list[nn.Module]:

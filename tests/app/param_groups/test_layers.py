@@ -31,12 +31,13 @@ def test_biases_and_norms_are_found_by_type_and_dimension_not_by_name():
             "slope": nn.PReLU(4),
             "attention": nn.MultiheadAttention(4, 2),
             "gated": Gated(),
+            "vectors": nn.ParameterDict({"absent": torch.zeros(4), "matrix": torch.zeros(4, 4)}),
         }
     )
     undecayed = names(model, biases_and_norms(model))
     lstm = {f"lstm.bias_{kind}_l{layer}{way}" for kind in ("ih", "hh") for layer in (0, 1) for way in ("", "_reverse")}
     norms = {f"{norm}.{part}" for norm in ("norm", "batch", "layer") for part in ("weight", "bias")}
-    others = {"conv.bias", "attention.in_proj_bias", "attention.out_proj.bias", "gated.bias.bias"}
+    others = {"conv.bias", "attention.in_proj_bias", "attention.out_proj.bias", "gated.bias.bias", "vectors.absent"}
     assert undecayed == lstm | norms | others
 
 
@@ -187,6 +188,9 @@ def test_what_stands_before_the_first_layer_belongs_to_it():
     network = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
     layers = [names(network, layer) for layer in layers_in_order(network)]
     assert layers == [{"0.weight", "0.bias", "1.weight", "1.bias"}, {"2.weight", "2.bias"}]
+    network = nn.Sequential(nn.ParameterDict({"absent": torch.zeros(3)}), nn.Linear(3, 4), nn.Linear(4, 4))
+    layers = [names(network, layer) for layer in layers_in_order(network)]
+    assert layers == [{"0.absent", "1.weight", "1.bias"}, {"2.weight", "2.bias"}]
     norms = nn.Sequential(nn.BatchNorm2d(3))
     assert [names(norms, layer) for layer in layers_in_order(norms)] == [{"0.weight", "0.bias"}]
 
