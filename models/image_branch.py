@@ -1,12 +1,15 @@
 """The image encoder: any classification network of torchvision, without its classification layer."""
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torchvision
 from pydantic import Field
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import WeightsEnum
 
 from app.section import Section
@@ -102,15 +105,36 @@ def encode_image(network: nn.Module, image: torch.Tensor, *, with_tokens: bool =
     """
     module = _last_map_module(network) if with_tokens else None
     if module is None:
-        return Encoded(network(image).flatten(1))
+        with _running_statistics_for_single_values(network, image):
+            return Encoded(network(image).flatten(1))
     caught = []
     # For this call only, so that copies of the network and its state know nothing of it.
-    with module.register_forward_hook(lambda _module, _inputs, output: caught.append(output)):
+    hook = module.register_forward_hook(lambda _module, _inputs, output: caught.append(output))
+    with hook, _running_statistics_for_single_values(network, image):
         pooled = network(image).flatten(1)
     (last_map,) = caught
     if last_map.dim() == 3:  # ViT: the first is the class token, which is `pooled`
         return Encoded(pooled, last_map[:, 1:])
     return Encoded(pooled, last_map.flatten(2).transpose(1, 2))
+
+
+@contextmanager
+def _running_statistics_for_single_values(network: nn.Module, image: torch.Tensor) -> Iterator[None]:
+    """In a batch of one, a BatchNorm in training uses its running statistics, and leaves them, where it gets one value
+    per channel: that has no variance, and torch raises."""
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.training] if len(image) == 1 else []
+    hooks = [norm.register_forward_pre_hook(_train_on_several_values) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for norm in norms:
+            norm.train()
+
+
+def _train_on_several_values(norm: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+    norm.train(inputs[0].numel() > inputs[0].shape[1])  # (B, C, ...)
 
 
 def _last_map_module(network: nn.Module) -> nn.Module | None:

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import layer_norm
 
 from models.image_branch import build_network, encode_image, measure_dims, remove_classification_layer
@@ -151,3 +152,65 @@ def test_of_torchvisions_networks_only_vit_and_maxvit_have_one_size(meta_network
         assert 224 in read, architecture
         fixed |= {architecture} if read == [224] else set()
     assert fixed == {"maxvit_t", "vit_b_16", "vit_b_32", "vit_h_14", "vit_l_16", "vit_l_32"}
+
+
+def norms_of(network):
+    return [module for module in network.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+
+
+# At 8 pixels, or the smallest size that they read; mobilenet_v2 at 32, where its last maps have one place, too.
+@pytest.mark.parametrize(
+    ("architecture", "size"),
+    [
+        ("mobilenet_v2", 8),
+        ("mobilenet_v2", 32),
+        ("mobilenet_v3_small", 8),
+        ("resnet18", 8),
+        ("densenet121", 29),
+        ("googlenet", 15),
+        ("mnasnet0_5", 8),
+        ("shufflenet_v2_x0_5", 8),
+        ("efficientnet_b0", 8),
+        ("regnet_y_400mf", 8),
+    ],
+)
+def test_a_batch_of_one_trains_norms_that_have_a_variance_and_leaves_the_others(architecture, size):
+    torch.manual_seed(0)
+    network = remove_classification_layer(build_network(architecture))
+    image = torch.randn(1, 3, size, size)
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
+        network.train()(image)
+    values = {}
+    for norm in norms_of(network.eval()):
+        norm.register_forward_pre_hook(lambda norm, inputs: values.update({norm: inputs[0][0, 0].numel()}))
+        norm.reset_running_stats()
+    network(image)
+
+    network.train()
+    frozen = next(norm for norm in norms_of(network) if values[norm] > 1).eval()
+    encoded = encode_image(network, image)
+    assert torch.isfinite(encoded.pooled).all()
+    encoded.pooled.square().sum().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in network.parameters() if parameter.grad is not None)
+    for norm, count in values.items():
+        trained = count > 1 and norm is not frozen
+        assert norm.num_batches_tracked == trained
+        assert bool(norm.running_mean.any()) == trained
+        assert norm.training == (norm is not frozen) and len(norm._forward_pre_hooks) == 1
+    assert min(values.values()) == 1
+
+
+def test_a_norm_of_single_values_uses_its_running_statistics_by_hand():
+    torch.manual_seed(0)
+    first, last = nn.BatchNorm2d(3), nn.BatchNorm1d(3)
+    network = nn.Sequential(first, nn.AdaptiveAvgPool2d(1), nn.Flatten(), last).train()
+    last.running_mean, last.running_var = torch.tensor([0.5, -1.0, 0.0]), torch.tensor([4.0, 1.0, 0.25])
+    image = torch.randn(1, 3, 2, 2)
+    pooled = encode_image(network, image, with_tokens=True).pooled
+    # A mean over places of what is normalised over those places is 0.
+    expected = torch.tensor([[-0.25, 1.0, 0.0]])
+    torch.testing.assert_close(pooled, expected, atol=1e-5, rtol=1e-4)
+    assert (int(first.num_batches_tracked), int(last.num_batches_tracked)) == (1, 0)
+
+    encode_image(network, torch.randn(2, 3, 2, 2))  # two have a variance
+    assert (int(first.num_batches_tracked), int(last.num_batches_tracked)) == (2, 1)
