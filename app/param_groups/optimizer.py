@@ -140,7 +140,22 @@ def _construct(optimizer_class: Callable, entries: list[dict[str, Any]]) -> torc
     device = entries[0]["params"][0].device.type
     fused = "fused" in inspect.signature(optimizer_class).parameters
     fused &= device == "cpu" or (device == "cuda" and optimizer_class is not torch.optim.Adagrad)
+    fused &= not any(entry.get("dampening") for entry in entries)  # see _begin_momentum
     try:
-        return optimizer_class(entries, **({"fused": True} if fused else {}))
+        optimizer = optimizer_class(entries, **({"fused": True} if fused else {}))
     except ValueError as error:  # e.g. Muon, which takes matrices only
         raise ValueError(f"optimizer.name: {optimizer_class.__name__} refuses these groups: {error}") from None
+    if fused and optimizer_class is torch.optim.SGD:
+        optimizer.register_step_pre_hook(_begin_momentum)
+    return optimizer
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer, *_) -> None:
+    """Fused SGD fails where some parameters of an entry have a momentum and others get their first gradient: a branch
+    whose input the first batches lacked. These begin at 0, which without dampening is what torch does elsewhere."""
+    for entry in optimizer.param_groups:
+        moving = [parameter for parameter in entry["params"] if parameter.grad is not None]
+        new = [parameter for parameter in moving if "momentum_buffer" not in optimizer.state.get(parameter, {})]
+        if entry["momentum"] and len(new) < len(moving):
+            for parameter in new:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

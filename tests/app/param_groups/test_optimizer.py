@@ -204,3 +204,26 @@ def test_layer_decay_falls_geometrically_from_output_to_stem(architecture):
     lr_of = {p: entry["lr"] for entry in optimizer.param_groups for p in entry["params"]}
     parameters = list(model.parameters())
     assert lr_of[parameters[0]] == lrs[0] and lr_of[parameters[-1]] == 1.0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.9, "dampening": 0.5}, {}],
+    ids=["momentum", "nesterov", "dampening", "plain"],
+)
+def test_sgd_takes_a_parameter_whose_first_gradient_comes_late_as_torchs_own_does(options):
+    """The fused kernel alone fails: it takes the momentum of all parameters of an entry, or of none."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    reference = copy.deepcopy(model)
+    ours, _ = build_optimizer(model, one_group("SGD", weight_decay=0.1, options=options))
+    theirs = torch.optim.SGD(reference.parameters(), lr=0.1, weight_decay=0.1, foreach=False, **options)
+    for step, there in enumerate([(0,), (0, 1), (1,), (0, 1)]):
+        for layers, optimizer in ((model, ours), (reference, theirs)):
+            optimizer.zero_grad()
+            for i in there:
+                for parameter in layers[i].parameters():
+                    parameter.grad = torch.full_like(parameter, step + 1.0)
+            optimizer.step()
+    for a, b in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
