@@ -68,11 +68,16 @@ def losses(output, batch: dict[str, torch.Tensor], objective: Objective) -> dict
     """{"loss": of the fusion, "<branch>/loss": of each branch's own head}, scalars in float32.
 
     Args:
-        output: logits (B, C), unimodal_logits by branch, each (B, C).
+        output: logits (B, C), unimodal_logits by branch, each (B, C); the loss of a branch is over the samples that
+            have its input, and 0 where none has.
     """
     values = {"loss": objective(output.logits, batch["label"])}
     for branch, logits in output.unimodal_logits.items():
-        values[f"{branch}/loss"] = objective(logits, unimodal_label(batch, branch))
+        if batch["present"][:, BRANCHES.index(branch)].any():
+            own = objective(logits, unimodal_label(batch, branch))
+        else:
+            own = torch.zeros_like(values["loss"], requires_grad=False)  # the mean of nothing is NaN
+        values[f"{branch}/loss"] = own
     return values
 
 
@@ -83,4 +88,5 @@ def total(values: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def unimodal_label(batch: dict[str, torch.Tensor], branch: str) -> torch.Tensor:
     """(B,) labels for a branch's own head: IGNORED where the sample lacks that branch's input."""
-    return batch["label"].masked_fill(~batch["present"][:, BRANCHES.index(branch)], IGNORED)
+    label, present = batch["label"], batch["present"][:, BRANCHES.index(branch)]
+    return label.masked_fill(~present.to(label.device, non_blocking=True), IGNORED)
