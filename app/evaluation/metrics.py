@@ -67,7 +67,12 @@ class ClassificationMetrics(nn.Module):
             self.metrics[f"{branch}/accuracy"].update(branch_logits, own)
 
     def compute(self) -> dict[str, float]:
-        return {name: metric.compute().item() for name, metric in self.metrics.items() if name != "confusion"}
+        """Loss and accuracy of a branch are NaN where no sample had its input."""
+        values = {name: metric.compute().item() for name, metric in self.metrics.items() if name != "confusion"}
+        for name, metric in self.metrics.items():
+            if name.endswith("/loss") and metric.weight == 0:  # torchmetrics gives an accuracy of 0
+                values[name.replace("/loss", "/accuracy")] = float("nan")
+        return values
 
     def confusion_matrix(self) -> torch.Tensor:
         """(C, C) counts: rows are true classes, columns predictions."""

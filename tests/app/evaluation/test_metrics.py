@@ -74,3 +74,31 @@ def test_a_nan_is_not_hidden_by_the_mean():
     batch = {"label": torch.tensor([0, 1, 2]), "present": torch.ones(3, 2, dtype=torch.bool)}
     metrics.update(Output(logits, {}, {}), batch)
     assert math.isnan(metrics.compute()["loss"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_batch_or_split_without_any_sequence():
+    """The batch counts for all but that branch; of the split that branch has no figures, and torchmetrics no word."""
+    generator = torch.Generator().manual_seed(0)
+    metrics = ClassificationMetrics(4, BRANCHES)
+    label = torch.tensor([0, 1, 2, 3, 0, 1])
+    logits, image, temporal = (torch.randn(6, 4, generator=generator) for _ in range(3))
+    present = torch.ones(6, 2, dtype=torch.bool)
+    present[:3, 1] = False
+    temporal[:3] = 0
+    for split in ([slice(0, 3), slice(3, 6)], [slice(0, 3)]):
+        for metric in metrics.metrics.values():
+            metric.reset()
+        for rows in split:
+            unimodal = {"image_branch": image[rows], "temporal_branch": temporal[rows]}
+            metrics.update(Output(logits[rows], {}, unimodal), {"label": label[rows], "present": present[rows]})
+        values, n = metrics.compute(), 3 * len(split)
+        assert values["accuracy"] == pytest.approx(accuracy_score(label[:n], logits[:n].argmax(1)))
+        assert values["image_branch/accuracy"] == pytest.approx(accuracy_score(label[:n], image[:n].argmax(1)))
+        own = {name: values[f"temporal_branch/{name}"] for name in ("loss", "accuracy")}
+        if n == 6:
+            assert own["accuracy"] == pytest.approx(accuracy_score(label[3:], temporal[3:].argmax(1)))
+            expected = log_loss(label[3:], temporal[3:].double().softmax(1), labels=range(4))
+            assert own["loss"] == pytest.approx(expected, rel=1e-5)
+        else:
+            assert all(map(math.isnan, own.values()))
