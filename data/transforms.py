@@ -12,7 +12,18 @@ def gray_to_network_image(
 ) -> torch.Tensor:
     """(B, h, w) with black 0 and white 1 -> (B, 3, image_size, image_size), less `mean` and over `std` (3 each)."""
     resized = F.interpolate(gray[:, None], size=(image_size, image_size), mode="bilinear")
-    return (resized - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)  # 1 channel to 3
+    return normalise_image(resized, mean, std)
+
+
+def resize_image(image: torch.Tensor, image_size: int) -> torch.Tensor:
+    """(C, h, w) -> (C, image_size, image_size), stretched where h is not w; a smaller image is averaged from all."""
+    size = (image_size, image_size)
+    return F.interpolate(image[None], size=size, mode="bilinear", antialias=True)[0]
+
+
+def normalise_image(image: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """(B, 1 or 3, H, W) with black 0 and white 1 -> (B, 3, H, W), less `mean` and over `std` (3 each)."""
+    return (image - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
 
 
 def network_image_to_rgb(image: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:

@@ -114,9 +114,8 @@ def build_model_and_data(
 
     Raises ValueError or FileNotFoundError for what cannot be built or had.
     """
-    branches = (model_config.image_branch, model_config.temporal_branch)
-    modalities = [modality for modality, branch in zip(MODALITIES, branches, strict=True) if branch]
-    source = make_source(data_config, DataSpec.from_dict(saved["data_spec"]) if saved else None, modalities)
+    spec = DataSpec.from_dict(saved["data_spec"]) if saved else None
+    source = make_source(data_config, spec, modalities_of(model_config))
     seed_everything("initial weights", seed)
     model, image_weights = build_fusion_classifier(
         **model_config.model_dump(),
@@ -143,6 +142,12 @@ def build_loaders(config: Config, splits: dict[str, Dataset], device: torch.devi
     order = {"shuffle": True, "class_balanced": config.data.sampler == "class_balanced"}
     order_of = {split: order if split == "train" else {} for split in splits}
     return {split: make_loader(dataset, **common, **order_of[split]) for split, dataset in splits.items()}
+
+
+def modalities_of(model_config: ModelConfig) -> list[str]:
+    """Those of MODALITIES that the model reads."""
+    branches = (model_config.image_branch, model_config.temporal_branch)
+    return [modality for modality, branch in zip(MODALITIES, branches, strict=True) if branch]
 
 
 def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = None) -> Run:

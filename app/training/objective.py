@@ -73,10 +73,10 @@ def losses(output, batch: dict[str, torch.Tensor], objective: Objective) -> dict
     """
     values = {"loss": objective(output.logits, batch["label"])}
     for branch, logits in output.unimodal_logits.items():
-        if batch["present"][:, BRANCHES.index(branch)].any():
+        if len(batch["present"][:, BRANCHES.index(branch)].nonzero()):
             own = objective(logits, unimodal_label(batch, branch))
         else:
-            own = torch.zeros_like(values["loss"], requires_grad=False)  # the mean of nothing is NaN
+            own = torch.zeros_like(values["loss"])  # the mean of nothing is NaN
         values[f"{branch}/loss"] = own
     return values
 

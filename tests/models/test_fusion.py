@@ -8,12 +8,11 @@ from torch import nn
 
 import evaluate
 import train
-from data.source import SOURCES
 from models.fusion import FUSIONS, Fusion
 from models.fusion_classifier import FusionClassifier, build_fusion_classifier
 from models.temporal_branch import TemporalBranch
 from tests.conftest import ROOT
-from tests.data.test_source import Waves
+from tests.waves import WAVES, add_waves
 
 
 class AttentionPooling(Fusion):
@@ -118,9 +117,9 @@ class Silent(Fusion):
 
 def test_it_is_trained_and_evaluated_by_its_name(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(FUSIONS, "attention_pooling", AttentionPooling)
-    monkeypatch.setitem(SOURCES, "waves", Waves)
+    add_waves(monkeypatch)
     smoke = ["--config", str(ROOT / "configs" / "smoke.yaml"), f"run.folder={tmp_path}", "run.epochs=1"]
-    small = ["data.source=waves", "data.batch_size=16", "model.image_branch.weights=none", "run.device=cpu"]
+    small = [WAVES, "model.image_branch.weights=none", "run.device=cpu"]
     assert train.main([*smoke, *small, "model.fusion_head.method=attention_pooling"]) == 0
     best = tmp_path / "smoke" / "checkpoints" / "best.pt"
     assert torch.load(best, weights_only=True)["model"]["fusion_head.layers.weight"].shape == (3, 1280 + 128)

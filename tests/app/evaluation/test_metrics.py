@@ -80,7 +80,7 @@ def test_a_nan_is_not_hidden_by_the_mean():
 def test_a_batch_or_split_without_any_sequence():
     """The batch counts for all but that branch; of the split that branch has no figures, and torchmetrics no word."""
     generator = torch.Generator().manual_seed(0)
-    metrics = ClassificationMetrics(4, BRANCHES)
+    metrics = ClassificationMetrics(4, BRANCHES, Objective())
     label = torch.tensor([0, 1, 2, 3, 0, 1])
     logits, image, temporal = (torch.randn(6, 4, generator=generator) for _ in range(3))
     present = torch.ones(6, 2, dtype=torch.bool)

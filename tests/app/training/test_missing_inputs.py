@@ -140,12 +140,14 @@ def test_a_branchs_loss_is_the_mean_over_the_samples_that_have_its_input():
     label = torch.tensor([0, 1, 2, 1])
     present = torch.tensor([[True, False], [True, True], [False, True], [True, False]])
     output = Output(logits, {}, dict(zip(BRANCHES, (image, temporal), strict=True)))
-    found = objective.losses(output, {"label": label, "present": present})
+    found = objective.losses(output, {"label": label, "present": present}, objective.Objective())
     torch.testing.assert_close(found["loss"], cross_entropy(logits, label))
     torch.testing.assert_close(found["image_branch/loss"], cross_entropy(image[[0, 1, 3]], label[[0, 1, 3]]))
     torch.testing.assert_close(found["temporal_branch/loss"], cross_entropy(temporal[[1, 2]], label[[1, 2]]))
 
-    found = objective.losses(output, {"label": label, "present": torch.tensor([[True, False]] * 4)})
+    found = objective.losses(
+        output, {"label": label, "present": torch.tensor([[True, False]] * 4)}, objective.Objective()
+    )
     assert found["temporal_branch/loss"] == 0
     torch.testing.assert_close(objective.total(found), cross_entropy(logits, label) + cross_entropy(image, label))
 
@@ -160,7 +162,7 @@ def test_a_step_never_asks_the_device_for_a_value(small_model, small_batch, rows
     }  # fmt: skip
     model = small_model.to(meta)
     output = model(batch["image"], batch["sequence"], batch["length"], batch["present"])
-    objective.total(objective.losses(output, batch)).backward()
+    objective.total(objective.losses(output, batch, objective.Objective())).backward()
     assert output.logits.shape == (6, 3)
     gets_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert ("image_branch.0.weight" in gets_gradient) == (rows != slice(None))
