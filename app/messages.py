@@ -27,9 +27,9 @@ def closest(word: str, known: list[str]) -> str | None:
     return lower[near[0]] if near else None
 
 
-def nearest(word: str, known: list[str]) -> str:
-    """A hint for an unknown name: the nearest known one, and all of them."""
-    near, listed = closest(word, known), f"known here: {', '.join(known)}"
+def nearest(word: str, known: list[str], shown: list[str] | None = None) -> str:
+    """A hint for an unknown name: the nearest known one, and all of them (or what is shown in their place)."""
+    near, listed = closest(word, known), f"known here: {', '.join(known if shown is None else shown)}"
     return f"did you mean '{near}'? {listed}" if near else listed
 
 

@@ -118,6 +118,7 @@ def test_tensorboard_holds_every_tag_and_the_charts(smoke):
     scalars = {f"{s}/{g}" for s in (*HYPERPARAMETERS, *STATISTICS, *MOMENTS, *curves) for g in GROUP_NAMES}
     scalars |= {"update_ratio_between/image_branch_over_temporal_branch", "lr_event/image_branch"}
     scalars |= {"train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/macro_f1"}
+    scalars |= {"val/balanced_accuracy", *(f"val/recall/{digit}" for digit in range(10))}
     scalars |= {f"val/{branch}/{metric}" for branch in BRANCHES for metric in ("loss", "accuracy")}
     assert set(tags["scalars"]) == scalars
     assert "val/predictions" in tags["images"]
@@ -146,6 +147,13 @@ def test_a_checkpoint_is_evaluated_without_its_yaml(smoke, tmp_path):
     assert [group["name"] for group in report["groups"]] == list(GROUP_NAMES)
     assert set(report["unimodal"]) == set(BRANCHES)
     confusion = torch.tensor(report["confusion_matrix"])
+    recall = [(row[i] / row.sum()).item() for i, row in enumerate(confusion)]
+    assert list(report["recall"]) == [str(digit) for digit in range(10)]
+    assert [*report["recall"].values()] == pytest.approx(recall)
+    assert report["balanced_accuracy"] == pytest.approx(sum(recall) / 10)
+    assert f"balanced accuracy: {report['balanced_accuracy']:.4f}" in result.stdout
+    (row,) = [line for line in result.stdout.splitlines() if re.match(r"7 +[.\d]", line)]
+    assert row.split()[-1] == f"{recall[7]:.3f}"
     assert confusion.sum() == 450 and confusion.diag().sum().item() == round(report["accuracy"] * 450)
 
     with open(tmp_path / "report" / "predictions.csv", newline="") as file:

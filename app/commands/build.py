@@ -57,7 +57,7 @@ class ModelAndData:
         return list(self.model.unimodal_heads)
 
     def new_metrics(self, objective: Objective) -> ClassificationMetrics:
-        return ClassificationMetrics(len(self.class_names), self.branches, objective)
+        return ClassificationMetrics(self.class_names, self.branches, objective)
 
 
 @dataclass
@@ -169,7 +169,7 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
     objective = build_objective(config.loss, parts.data_spec, device)
     optimizer, groups = build_optimizer(parts.model, config.optimizer)
     freezing = Freezing(parts.model, groups)
-    monitors = [f"val/{name}" for name in metric_names(parts.branches)]
+    monitors = [f"val/{name}" for name in metric_names(parts.class_names, parts.branches)]
     best = config.checkpoint.best.monitor
     check_monitor("checkpoint.best.monitor", best, monitors)
     learning_rates = LearningRates(

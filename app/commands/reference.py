@@ -50,7 +50,8 @@ def reference() -> str:
         lines += ["| key | allowed | default | meaning |", "| --- | --- | --- | --- |"]
         hint = hint_of(field)
         for key, allowed, default, meaning in _rows(sections_of(hint), f"{name}.", tag_key_of(hint)):
-            lines.append(f"| `{key}` | {allowed} | {default} | {meaning} |".replace(" <", " \\<"))
+            allowed, meaning = (text.replace("<", "\\<") for text in (allowed, meaning))  # else an HTML tag
+            lines.append(f"| `{key}` | {allowed} | {default} | {meaning} |")
         lines.append("")
     return "\n".join(lines)
 

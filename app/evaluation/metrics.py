@@ -11,12 +11,19 @@ from app.messages import nearest
 from app.training.objective import IGNORED, Objective, unimodal_label
 
 # What is better of a metric: a lower value or a higher one. In the spelling of torch's ReduceLROnPlateau.
-DIRECTIONS = {"loss": "min", "accuracy": "max", "macro_f1": "max"}
+DIRECTIONS = {"loss": "min", "accuracy": "max", "macro_f1": "max", "balanced_accuracy": "max"}
+RECALL = "recall/"  # before the name of a class, which may be any text
+
+
+def is_metric(name: str) -> bool:
+    """Whether `name` has the form of a metric: "loss", "image_branch/accuracy", "recall/<class>", ..."""
+    return name.startswith(RECALL) or name.rpartition("/")[2] in DIRECTIONS
 
 
 def direction(monitor: str) -> str:
-    """Of `val/loss`, `val/image_branch/accuracy`, ...: "min" or "max"."""
-    return DIRECTIONS[monitor.rpartition("/")[2]]
+    """Of `val/loss`, `val/image_branch/accuracy`, `val/recall/<class>`, ...: "min" or "max"."""
+    name = monitor.removeprefix("val/")
+    return "max" if name.startswith(RECALL) else DIRECTIONS[name.rpartition("/")[2]]
 
 
 def best_of(monitor: str) -> str:
@@ -27,21 +34,25 @@ def best_of(monitor: str) -> str:
 def check_monitor(key: str, monitor: str, known: list[str]) -> None:
     """Raises ValueError, which begins with the `key` of the config, if a validation does not report `monitor`."""
     if monitor not in known:
-        raise ValueError(f"{key}: '{monitor}' is not a validation metric; {nearest(monitor, known)}")
+        others = [name for name in known if not name.startswith(f"val/{RECALL}")]
+        shown = others if len(others) == len(known) else [*others, f"val/{RECALL}<class>"]
+        raise ValueError(f"{key}: '{monitor}' is not a validation metric; {nearest(monitor, known, shown)}")
 
 
-def metric_names(branches: list[str]) -> list[str]:
+def metric_names(class_names: list[str], branches: list[str]) -> list[str]:
     """What ClassificationMetrics.compute reports: the monitors that a config may name, without "val/"."""
-    return [*DIRECTIONS, *(f"{b}/{m}" for b in branches for m in ("loss", "accuracy"))]
+    own = [f"{branch}/{metric}" for branch in branches for metric in ("loss", "accuracy")]
+    return [*DIRECTIONS, *own, *(f"{RECALL}{name}" for name in class_names)]
 
 
 class ClassificationMetrics(nn.Module):
-    """loss (the objective), accuracy and macro F1 of the fusion; loss and accuracy of each branch's own head."""
+    """Of the fusion: loss (the objective), accuracy, macro F1, recall of each class (NaN for one without samples), and
+    balanced accuracy (the mean of the others). Of each branch's own head: loss and accuracy."""
 
-    def __init__(self, num_classes: int, branches: list[str], objective: Objective):
+    def __init__(self, class_names: list[str], branches: list[str], objective: Objective):
         super().__init__()
-        self.objective = objective
-        self.num_classes = num_classes
+        self.class_names, self.branches, self.objective = class_names, branches, objective
+        num_classes = len(class_names)
         # A NaN must be seen, so it is replaced by NaN: the strategy "disable" of torchmetrics 1.9 drops the weights.
         self.metrics = nn.ModuleDict(
             {
@@ -72,7 +83,11 @@ class ClassificationMetrics(nn.Module):
         for name, metric in self.metrics.items():
             if name.endswith("/loss") and metric.weight == 0:  # torchmetrics gives an accuracy of 0
                 values[name.replace("/loss", "/accuracy")] = float("nan")
-        return values
+        counts = self.confusion_matrix().double()
+        recall = counts.diag() / counts.sum(1)
+        values["balanced_accuracy"] = recall.nanmean().item()
+        values |= {f"{RECALL}{name}": value for name, value in zip(self.class_names, recall.tolist(), strict=True)}
+        return {name: values[name] for name in metric_names(self.class_names, self.branches)}
 
     def confusion_matrix(self) -> torch.Tensor:
         """(C, C) counts: rows are true classes, columns predictions."""

@@ -1,13 +1,14 @@
 """What an evaluation found: report.json, predictions.csv, a picture, and the same in words."""
 
 import csv
+import math
 from pathlib import Path
 from typing import Any
 
 from scipy.stats import binomtest
 
 from app.evaluation.figures import confusion_figure
-from app.evaluation.metrics import ClassificationMetrics
+from app.evaluation.metrics import RECALL, ClassificationMetrics
 from app.messages import format_table, writing
 from app.records.run_log import to_json
 
@@ -25,6 +26,8 @@ def make_report(
         "accuracy": values["accuracy"],
         "accuracy_interval_95": [interval.low, interval.high],  # Wilson (1927)
         "macro_f1": values["macro_f1"],
+        "balanced_accuracy": values["balanced_accuracy"],
+        "recall": {name: values[f"{RECALL}{name}"] for name in class_names},  # NaN for a class without samples
         "unimodal": {b: {"loss": values[f"{b}/loss"], "accuracy": values[f"{b}/accuracy"]} for b in branches},
         "class_names": class_names,
         "confusion_matrix": metrics.confusion_matrix().tolist(),  # rows: true class, columns: predicted
@@ -57,15 +60,17 @@ def describe_report(report: dict[str, Any]) -> str:
     scores = [("", "accuracy", "loss")]
     scores += [("fusion", f"{report['accuracy']:.4f}", f"{report['loss']:.4f}")]
     scores += [(f"{b} alone", f"{v['accuracy']:.4f}", f"{v['loss']:.4f}") for b, v in report["unimodal"].items()]
-    confusion = [("true \\ predicted", *names)] + [
-        (name, *(str(count) if count else "." for count in row))
+    recall = {name: "-" if math.isnan(value) else f"{value:.3f}" for name, value in report["recall"].items()}
+    confusion = [("true \\ predicted", *names, "recall")] + [
+        (name, *(str(count) if count else "." for count in row), recall[name])
         for name, row in zip(names, report["confusion_matrix"], strict=True)
     ]
     return "\n\n".join(
         [
             f"{report['checkpoint']} (epoch {report['epoch']}) on {report['split']}, {report['samples']} samples",
             format_table(scores),
-            f"95 % interval of the accuracy: {low:.4f} to {high:.4f}; macro F1: {report['macro_f1']:.4f}",
+            f"95 % interval of the accuracy: {low:.4f} to {high:.4f}; macro F1: {report['macro_f1']:.4f}; "
+            f"balanced accuracy: {report['balanced_accuracy']:.4f}",
             format_table(confusion),
             "groups as they were when the checkpoint was saved:\n" + format_table(groups),
         ]

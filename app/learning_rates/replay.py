@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from app.evaluation.metrics import DIRECTIONS
+from app.evaluation.metrics import is_metric
 from app.learning_rates.learning_rates import LearningRates, LearningRatesConfig
 from app.param_groups.groups import GroupConfig
 
@@ -20,7 +20,7 @@ def replay(
     a metric that was not recorded.
     """
     metrics = [{f"val/{name}": value for name, value in record.items()} for record in validations]
-    monitors = [monitor for monitor in metrics[0] if monitor.rpartition("/")[2] in DIRECTIONS]
+    monitors = [f"val/{name}" for name in validations[0] if is_metric(name)]
     first = validations[0]
     rates = LearningRates(
         groups,

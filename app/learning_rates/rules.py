@@ -11,9 +11,7 @@ from pydantic import Field, model_validator
 from app.evaluation.metrics import best_of, direction
 from app.section import Section
 
-MODE_IS_GONE = (
-    "is not a key any more: the direction belongs to the monitor (a loss falls, accuracy and macro_f1 rise); remove it"
-)
+MODE_IS_GONE = "is not a key any more: the direction belongs to the monitor (a loss falls, all others rise); remove it"
 
 
 class ReductionConfig(Section):
@@ -23,8 +21,8 @@ class ReductionConfig(Section):
 
     groups: list[str] = Field(description="names of groups; each keeps a count of its own")
     monitor: str = Field(
-        description="a validation metric: val/loss, val/image_branch/accuracy, ...; a loss is to fall, "
-        "an accuracy or F1 to rise"
+        description="a validation metric: val/loss, val/accuracy, val/macro_f1, val/balanced_accuracy, "
+        "val/recall/<class>, val/image_branch/loss, ...; a loss is to fall, the others to rise"
     )
     rule: str = Field(description="when the lr falls")
     factor: float = Field(gt=0, lt=1, description="new lr = old lr x factor, not below min_lr")

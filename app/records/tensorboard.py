@@ -8,9 +8,11 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from torch.utils.tensorboard import SummaryWriter
 
+from app.evaluation.metrics import RECALL
 from app.messages import writing
 from app.training.group_stats import MOMENTS, STATISTICS
 
+CLASSES_DRAWN = 20  # with more of them no recall is drawn
 HYPERPARAMETERS = ("lr", "effective_lr", "weight_decay", "beta1", "beta2")
 
 
@@ -65,8 +67,10 @@ class TensorBoard:
     def validation(self, step: int, metrics: dict[str, float], curves: dict[str, dict[str, float]]) -> None:
         """curves: {statistic: {group: value}}, the state of the learning rates' rules."""
         with writing(self.folder):
+            many_classes = sum(name.startswith(RECALL) for name in metrics) > CLASSES_DRAWN
             for name, value in metrics.items():
-                self.writer.add_scalar(f"val/{name}", value, step)
+                if not (many_classes and name.startswith(RECALL)):
+                    self.writer.add_scalar(f"val/{name}", value, step)
             for statistic, values in curves.items():
                 for group, value in values.items():
                     self.writer.add_scalar(f"{statistic}/{group}", value, step)

@@ -1,6 +1,7 @@
 import time
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from app.records.tensorboard import TensorBoard
 
@@ -30,3 +31,15 @@ def test_what_the_thread_could_not_write_is_reported_when_the_board_is_closed(sm
     small_disk("1m")  # so that only what is lost is left to be told
     with pytest.raises(OSError, match=r"tensorboard could not be written: the disk is full$"):
         board.close()
+
+
+@pytest.mark.parametrize(("classes", "drawn"), [(20, 20), (21, 0)])
+def test_the_recall_of_each_class_is_drawn_up_to_20_classes(tmp_path, classes, drawn):
+    board = TensorBoard(tmp_path, ["image_branch"], [])
+    recall = {f"recall/class {i}": i / classes for i in range(classes)}
+    board.validation(5, {"loss": 1.0, "balanced_accuracy": 0.5, **recall}, {})
+    board.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert tags == {"val/loss", "val/balanced_accuracy", *(f"val/{name}" for name in list(recall)[:drawn])}
