@@ -26,6 +26,8 @@ class EpochBatches(Sampler):
     Args:
         labels: (N,), to draw N samples with replacement, each class that has samples equally likely; None: to take
             each sample once.
+        limit_batches: to take no more than that many, and these in every epoch: the first of epoch 0, which `shuffle`
+            orders anew among themselves. None: to take all.
     """
 
     def __init__(
@@ -36,11 +38,15 @@ class EpochBatches(Sampler):
         shuffle: bool,
         seed: int = 0,
         labels: torch.Tensor | None = None,
+        limit_batches: int | None = None,
     ):
         self.num_samples = num_samples
         # 1 / samples of its class: the chance of each sample, but for a factor that all share.
         self.chances = None if labels is None else labels.bincount().double().reciprocal()[labels]
         self.num_batches = -(-num_samples // batch_size)
+        self.kept: int | None = None  # samples, where fewer than all
+        if limit_batches is not None and limit_batches < self.num_batches:
+            self.num_batches, self.kept = limit_batches, limit_batches * batch_size
         self.shuffle = shuffle
         self.seed = seed
         self.epoch = 0
@@ -49,8 +55,15 @@ class EpochBatches(Sampler):
         return self.num_batches
 
     def __iter__(self) -> Iterator[tuple[int, torch.Tensor]]:
-        for indices in self._order(self.epoch).tensor_split(self.num_batches):
+        order = self._order(self.epoch) if self.kept is None else self._order_of_kept()
+        for indices in order.tensor_split(self.num_batches):
             yield self.epoch, indices
+
+    def _order_of_kept(self) -> torch.Tensor:
+        kept = self._order(0)[: self.kept]
+        if not self.shuffle:
+            return kept
+        return kept[torch.randperm(self.kept, generator=stream("order of kept", self.seed, self.epoch))]
 
     def _order(self, epoch: int) -> torch.Tensor:
         if self.chances is not None:
@@ -67,6 +80,7 @@ def make_loader(
     *,
     shuffle: bool = False,
     class_balanced: bool = False,
+    limit_batches: int | None = None,
     seed: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader:
@@ -75,8 +89,8 @@ def make_loader(
     No workers: the data is in memory, and handing it between processes was 5 to 7 times slower.
 
     Args:
-        shuffle, class_balanced: how the samples are ordered or drawn; see EpochBatches.
+        shuffle, class_balanced, limit_batches: how the samples are ordered or drawn; see EpochBatches.
     """
-    labels = dataset.labels if class_balanced else None
-    sampler = EpochBatches(len(dataset), batch_size, shuffle=shuffle, seed=seed, labels=labels)
+    order = {"shuffle": shuffle, "labels": dataset.labels if class_balanced else None, "limit_batches": limit_batches}
+    sampler = EpochBatches(len(dataset), batch_size, seed=seed, **order)
     return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=0, pin_memory=pin_memory)

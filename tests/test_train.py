@@ -759,6 +759,22 @@ def test_a_restored_run_is_validated_again_and_the_checkpoint_says_so(tmp_path, 
 
 
 @pytest.mark.slow
+def test_a_limit_of_batches_is_a_quick_pass_through_everything_that_evaluate_does_not_know(tmp_path, train_here):
+    cosine = "learning_rates.schedules={fusion_head: {name: cosine, end_factor: 0.1}}"
+    short = ["run.limit_batches=2", "statistics.every=1", "learning_rates.warmup_steps=0", cosine]
+    output = train_here(tmp_path, *short)
+    assert "(lowest val/loss); run.limit_batches=2, in this test too\n" in output
+    records = lines(tmp_path / "smoke" / "metrics.jsonl")
+    assert [(r["epoch"], r["step"]) for r in records if r["kind"] == "train"] == [(1, 1), (1, 2), (2, 3), (2, 4)]
+    lrs = [r["groups"]["fusion_head"]["lr"] for r in records if r["kind"] == "stats"]
+    assert (lrs[0], lrs[-1]) == pytest.approx((1e-3, 1e-4))  # the schedule ends with the last of the four steps
+    accuracies = [64 * 2 * r["accuracy"] for r in records if r["kind"] == "val"]
+    assert accuracies == pytest.approx([round(samples) for samples in accuracies])
+    assert evaluate.main(["--checkpoint", str(tmp_path / "smoke" / "checkpoints" / "last.pt")]) == 0
+    assert json.loads((tmp_path / "smoke" / "evaluation" / "test" / "report.json").read_text())["samples"] == 450
+
+
+@pytest.mark.slow
 def test_a_schedule_goes_on_when_a_run_is_resumed_with_another_batch_size(tmp_path, train_here):
     cosine = [
         "learning_rates.schedules={fusion_head: {name: cosine, end_factor: 0.1}}",

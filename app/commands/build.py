@@ -138,7 +138,8 @@ def build_objective(config: LossConfig, spec: DataSpec, device: torch.device) ->
 
 
 def build_loaders(config: Config, splits: dict[str, Dataset], device: torch.device) -> dict[str, DataLoader]:
-    common = {"batch_size": config.data.batch_size, "seed": config.run.seed, "pin_memory": device.type == "cuda"}
+    common = {"batch_size": config.data.batch_size, "limit_batches": config.run.limit_batches}
+    common |= {"seed": config.run.seed, "pin_memory": device.type == "cuda"}
     order = {"shuffle": True, "class_balanced": config.data.sampler == "class_balanced"}
     order_of = {split: order if split == "train" else {} for split in splits}
     return {split: make_loader(dataset, **common, **order_of[split]) for split, dataset in splits.items()}

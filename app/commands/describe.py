@@ -41,6 +41,8 @@ def describe_end(run: Run, test: dict[str, float], saved: dict, checkpoint: Path
     python, position = _python_command(), saved["position"]
     is_best = saved["val"][position["monitor"].removeprefix("val/")] == position["best"]
     why = f" ({best_of(position['monitor'])})" if is_best else ""
+    if limit := run.config.run.limit_batches:
+        why += f"; run.limit_batches={limit}, in this test too"
     return (
         f"\ntest accuracy {test['accuracy']:.4f} ({_alone(test, run.parts.branches)}), "
         f"with the weights of epoch {position['epoch']}{why}\n"

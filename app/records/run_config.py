@@ -21,6 +21,12 @@ class RunConfig(Section):
     folder: str = Field(description="holds the runs")
     seed: int = Field(ge=0, description="initial weights, order, training pairs and noise, dropout")
     epochs: int = Field(ge=1, description="passes over the training split")
+    limit_batches: int | None = Field(
+        None,
+        ge=1,
+        description="a quick pass through everything: the first batches only, in training (the same samples in every "
+        "epoch), validation and the test at the end; null: all",
+    )
     device: Device = Field(description="auto: cuda, else mps, else cpu")
     precision: Literal["fp32", "bf16"] = Field(
         description="bf16 is autocast, for hardware that has it; a probe warns of a CPU without"

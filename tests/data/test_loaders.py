@@ -1,3 +1,4 @@
+import pytest
 import torch
 from scipy.stats import chisquare
 
@@ -61,3 +62,30 @@ def test_what_is_drawn_depends_on_seed_and_epoch_alone():
     assert order(loader) == first != second
     assert order(make_loader(Echo(), 7, shuffle=True, class_balanced=True, seed=1)) == first
     assert order(make_loader(Echo(), 10, shuffle=True, class_balanced=True, seed=2)) != first
+
+
+@pytest.mark.parametrize("class_balanced", [False, True])
+def test_a_limit_keeps_the_same_samples_in_every_epoch_and_shuffles_them(class_balanced):
+    settings = {"shuffle": True, "class_balanced": class_balanced, "seed": 1}
+    whole, limited = make_loader(Echo(), 10, **settings), make_loader(Echo(), 10, **settings, limit_batches=3)
+    first, orders = order(whole)[:30], []
+    for limited.sampler.epoch in range(3):
+        assert [len(batch["index"]) for batch in limited] == [10, 10, 10] and len(limited) == 3
+        assert {*next(iter(limited))["epoch"].tolist()} == {limited.sampler.epoch}
+        orders.append(order(limited))
+        assert sorted(orders[-1]) == sorted(first)
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    limited.sampler.epoch = 1
+    assert order(limited) == orders[1]
+
+
+def test_a_limit_of_a_pass_that_is_not_shuffled_takes_the_first_batches():
+    assert order(make_loader(Echo(), 10, limit_batches=2)) == list(range(20))
+
+
+@pytest.mark.parametrize("limit", [11, 12, None])
+def test_a_limit_that_is_not_reached_changes_nothing(limit):
+    whole, limited = make_loader(Echo(), 10, shuffle=True), make_loader(Echo(), 10, shuffle=True, limit_batches=limit)
+    for epoch in range(2):
+        whole.sampler.epoch = limited.sampler.epoch = epoch
+        assert order(limited) == order(whole)

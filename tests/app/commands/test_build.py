@@ -33,3 +33,9 @@ def test_only_training_is_shuffled_or_drawn(config):
         drawn = sum(read(changed, "train"), [])
         assert drawn != each_once and len(drawn) == 40
         assert (sorted(drawn) == each_once) == (sampler == "shuffle")
+
+
+def test_a_limit_holds_for_every_pass(config):
+    changed = replace(config, run=replace(config.run, limit_batches=2), data=replace(config.data, batch_size=8))
+    assert read(changed, "val") == read(changed, "test") == [[*range(8)], [*range(8, 16)]]
+    assert [len(batch) for batch in read(changed, "train")] == [8, 8]
