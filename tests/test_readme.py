@@ -1,11 +1,14 @@
 """README is short, its map is complete, and what README and docs name exists."""
 
 import importlib
+import json
 import re
+import shlex
 
 import pytest
 import yaml
 
+import train
 from app.commands.root_config import parse_config
 from tests.conftest import ROOT
 
@@ -71,3 +74,14 @@ def test_shown_config_is_valid(page, tree):
 @pytest.mark.parametrize("name", sorted(path.stem for path in ROOT.glob("tests/benchmarks/*.py")))
 def test_a_benchmark_finds_what_it_imports(name):
     importlib.import_module(f"tests.benchmarks.{name}")
+
+
+@pytest.mark.slow
+def test_one_batch_is_learnt_by_heart_with_the_command_that_is_given(tmp_path, monkeypatch):
+    (command,) = re.findall(r"^    python train.py ([^\n]*run.limit_batches(?:.*\\\n)*.*)", README, re.MULTILINE)
+    monkeypatch.chdir(ROOT)
+    assert train.main([*shlex.split(command.replace("\\\n", "")), f"run.folder={tmp_path}"]) == 0
+    records = map(json.loads, (tmp_path / "one_batch" / "metrics.jsonl").read_text().splitlines())
+    readings = [(record["loss"], record["accuracy"]) for record in records if record["kind"] == "train"]
+    assert len(readings) == 20 and 2.2 < readings[0][0] < 2.4 and readings[0][1] < 0.3
+    assert readings[4][0] < 1 and readings[-1][0] < 0.002 and readings[-1][1] == 1
