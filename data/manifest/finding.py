@@ -1,0 +1,53 @@
+"""What is wrong with a manifest, as lines for the user."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from app.messages import Findings
+
+MOST_CHARACTERS = 80  # of a value, in a line
+MOST_LINES = 20  # where the whole table cannot be used
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong.
+
+    Fields:
+        row: as a spreadsheet counts, the header being row 1; of a .jsonl the line. None: the whole table, or a folder.
+        column: as the file calls it; None: the row or the table as a whole.
+        value: what was found there; for a folder, the path below it.
+        problem: what is wrong, what is allowed, what to do.
+    """
+
+    row: int | None
+    column: str | None
+    value: str | None
+    problem: str
+
+    def line(self, manifest: str | Path) -> str:
+        """Such as "my.csv row 12, column image, 'a.png': is not there; correct the path"."""
+        place = shown(str(manifest), most=1000) + ("" if self.row is None else f" row {self.row}")
+        column = None if self.column is None else f"column {shown(self.column)}"
+        value = None if self.value is None else f"'{shown(self.value)}'"
+        return ", ".join(part for part in (place, column, value) if part is not None) + f": {self.problem}"
+
+
+def of_table(problem: str, column: str | None = None) -> Finding:
+    return Finding(None, column, None, problem)
+
+
+def shown(text: str, most: int = MOST_CHARACTERS) -> str:
+    """`text` in one line: its middle left out where it is long, characters that cannot be seen escaped."""
+    if len(text) > most:
+        text = f"{text[: most // 2 - 2]}...{text[1 - most // 2 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def refuse(manifest: str | Path, findings: Sequence[Finding]) -> None:
+    """Raises Findings if there are any: the first 20, and how many more there are."""
+    lines = [finding.line(manifest) for finding in findings]
+    if len(lines) > MOST_LINES:
+        lines[MOST_LINES:] = [f"{shown(str(manifest), most=1000)}: and {len(lines) - MOST_LINES:,} more findings"]
+    if lines:
+        raise Findings(lines)
