@@ -1,0 +1,322 @@
+"""Columns by role, and what is wrong with single rows."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from app.messages import Findings
+from data.manifest.finding import Finding
+from data.manifest.table import Row, read_table
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Writes my.csv, or a file of another name, and returns its path."""
+
+    def write(content, name="my.csv"):
+        path = tmp_path / name
+        path.write_text(content, encoding="utf-8", newline="")
+        return path
+
+    return write
+
+
+def lines_of(path, **how):
+    """Of a table that cannot be read as a whole."""
+    with pytest.raises(Findings) as error:
+        read_table(path, **how)
+    return [line.removeprefix(str(path)).removeprefix(": ") for line in str(error.value).splitlines()]
+
+
+def findings_of(path, **how):
+    return [finding.line("my.csv") for finding in read_table(path, **how).findings]
+
+
+# The table as a whole
+
+
+def test_a_table_becomes_rows_by_role(written, tmp_path):
+    path = written(
+        "ID, Image_Path ,audio_filepath,Class,subset,speaker_id,age,\n"
+        "r1, a.png ,a.wav, cat ,TRAIN,s1, 7 ,x\n"
+        "r2,NA,b.wav,dog,Dev,,,\n"
+        "r3,c.png,none,cat,eval,s2,9,\n"
+    )
+    table = read_table(path)
+    assert (table.path, table.root, table.findings) == (path, tmp_path, [])
+    assert table.columns == {
+        "id": "ID",
+        "image": "Image_Path",
+        "sequence": "audio_filepath",
+        "label": "Class",
+        "split": "subset",
+        "group": "speaker_id",
+    }
+    assert table.extra_columns == ("age", "unnamed_8")
+    assert table.rows == [
+        Row(2, "a.png", "a.wav", "cat", "TRAIN", "s1", "r1", ("7", "x")),
+        Row(3, None, "b.wav", "dog", "Dev", None, "r2", ("", "")),
+        Row(4, "c.png", None, "cat", "eval", "s2", "r3", ("9", "")),
+    ]
+    assert read_table(path, root=tmp_path / "..").root == tmp_path / ".."
+
+
+@pytest.mark.parametrize("word", ["", "NA", "na", "NaN", "nan", "NAN", "null", "NULL", "None", "none", " NaN "])
+def test_words_for_a_missing_file(written, word):
+    (row, _) = read_table(written(f"image,sequence,label\n{word},a.wav,cat\nb.png,b.wav,dog\n")).rows
+    assert row.image is None and row.sequence == "a.wav"
+
+
+def test_those_words_are_text_elsewhere(written):
+    table = read_table(written("image,sequence,label,group,id\na.png,a.wav,None,NA,nan\nb.png,,n/a,null,x\n"))
+    assert [(row.label, row.group, row.id) for row in table.rows] == [("None", "NA", "nan"), ("n/a", "null", "x")]
+    assert table.findings == []
+
+
+def test_lines_of_json_by_role(written):
+    path = written(
+        '{"image": "a.png", "audio": null, "label": 3, "age": 7.50}\n{"audio": "b.wav", "label": true}\n', "m.JSONL"
+    )
+    assert read_table(path).rows == [
+        Row(1, "a.png", None, "3", None, None, None, ("7.50",)),
+        Row(2, None, "b.wav", "true", None, None, None, ("",)),
+    ]
+
+
+def test_data_columns_win_over_names(written):
+    path = written("image,image_path,wav,kind,label\na.png,b.png,a.wav,cat,1\n")
+    table = read_table(path, columns={"image": "IMAGE_PATH ", "label": "kind", "group": "label"})
+    assert table.columns == {"image": "image_path", "sequence": "wav", "label": "kind", "group": "label"}
+    assert table.extra_columns == ("image",)
+    assert table.rows[0] == Row(2, "b.png", "a.wav", "cat", None, "1", None, ("a.png",))
+
+
+@pytest.mark.parametrize(
+    ("header", "columns", "lines"),
+    [
+        (
+            "image,image_path,wav,label",
+            {},
+            [
+                "columns 'image' and 'image_path' can all be the image; say which it is, e.g. "
+                "data.columns={image: image_path}"
+            ],
+        ),
+        (
+            "Image,image,wav,label",
+            {"image": "IMAGE"},
+            ["data.columns.image: 'IMAGE': more than one column is called so; did you mean"],
+        ),
+        ("image,wav,label,age,age", {}, [", column age: the header has 2 columns of this name"]),
+        ("image,wav,kind.of", {}, ["no column for the label (label, class, target); the file has 'kind.of'; rename"]),
+        ("image,wav,label,label", {}, [", column label: the header has 2 columns of this name"]),
+        (
+            "image,wav,label",
+            {"imge": "image", "label": "lable"},
+            [
+                "data.columns.imge: unknown role; did you mean 'image'? known here: image, sequence, label, ",
+                "data.columns.label: 'lable': there is no such column; did you mean 'label'? the file has ",
+            ],
+        ),
+        ("image,wav,label", {"image": "wav", "sequence": "wav"}, ["data.columns: 'wav' is given two roles"]),
+        (
+            "imge,wav,lable",
+            {},
+            [
+                "no column for the image (image, image_file_name, image_path); the file has 'imge', "
+                "'lable' (is it 'imge'?); rename one, or data.columns={image: imge}, or model.image_branch=null",
+                "no column for the label (label, class, target); the file has 'imge', 'lable' (is it 'lable'?); ",
+            ],
+        ),
+        (
+            "a.png,a.wav,cat",
+            {},
+            ["the first row must name the columns, e.g. image,sequence,label; it is 'a.png', 'a.wav'"],
+        ),
+    ],
+)
+def test_a_wrong_header_is_told_at_once(written, header, columns, lines):
+    row = ",".join("x" for _ in header.split(","))
+    found = lines_of(written(f"{header}\n{row}\n"), columns=columns)
+    assert len(found) == len(lines)
+    for line, beginning in zip(found, lines, strict=True):
+        assert line.startswith(beginning)
+
+
+def test_several_wrong_things_of_the_whole_table_at_once(written, tmp_path):
+    found = lines_of(written("image,image_path,age,age\n"), root=tmp_path / "none")
+    assert len(found) == 1 and found[0].startswith("data.root: ")
+    found = lines_of(written("image,image_path,age,age\n"))
+    starts = [
+        ", column age: the header has",
+        "columns 'image' and",
+        "no column for the sequence",
+        "no column for the label",
+        "has a header and no rows",
+    ]
+    assert [line.startswith(start) for line, start in zip(found, starts, strict=True)] == [True] * 5
+
+
+def test_a_missing_modality_column_names_the_branch(written):
+    path = written("wav,label\na.wav,cat\n")
+    (line,) = lines_of(path)
+    assert line.endswith("or model.image_branch=null for a one-branch model")
+    table = read_table(path, modalities=("sequence",))
+    assert table.rows == [Row(2, None, "a.wav", "cat", None, None, None, ())]
+    (line,) = lines_of(written("image,label\na.png,cat\n"))
+    assert line.endswith("or model.temporal_branch=null for a one-branch model")
+    (line,) = lines_of(written("image,label\na.png,cat\n"), needs_label=False)
+    assert line.endswith("or add it as an empty column: no row then has one")
+    (line,) = lines_of(written("image,sequence,label\na.png,,cat\n"))
+    assert line.startswith(", column sequence: no row has a sequence; name files, or model.temporal_branch=null for a ")
+    assert len(read_table(written("image,sequence\na.png,\n"), needs_label=False).rows) == 1
+
+
+def test_a_modality_that_is_not_read_travels_along(written):
+    path = written("image,image_path,wav,label\na.png,b.png,a.wav,cat\n")
+    table = read_table(path, modalities=("sequence",))
+    assert table.extra_columns == ("image", "image_path") and table.rows[0].extra == ("a.png", "b.png")
+    assert table.rows[0].image is None and "image" not in table.columns
+    table = read_table(path, modalities=("sequence",), columns={"image": "image_path"})
+    assert table.extra_columns == ("image", "image_path") and table.rows[0].image is None
+
+
+def test_prediction_needs_no_label(written):
+    path = written("image,wav\na.png,a.wav\na.png,a.wav\n")
+    (line,) = lines_of(path)
+    assert line.startswith("no column for the label (label, class, target); the file has no other column; ")
+    table = read_table(path, needs_label=False, columns={"label": "kind"})
+    assert table.findings == [] and len(table.rows) == 2
+    assert findings_of(written("image,wav,label\na.png,a.wav,\nb.png,b.wav,cat\n"), needs_label=False) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("my.xlsx", "save it from the spreadsheet as 'CSV UTF-8'"),
+        ("my.json", "write one object a line and name it .jsonl"),
+        ("my.csv.gz", "unpack it first"),
+        ("my.txt", "rename it if it is one of these"),
+        ("manifest", "rename it if it is one of these"),
+    ],
+)
+def test_another_suffix(written, name, remedy):
+    assert lines_of(written("x", name)) == [f"is no .csv, .tsv or .jsonl file, and no folder; {remedy}"]
+
+
+def test_a_file_that_is_not_there(written, tmp_path):
+    written("", "manifest.csv")
+    (tmp_path / "link.csv").symlink_to("nowhere.csv")
+    for name, words in {
+        "manifset.csv": "is not there; did you mean 'manifest.csv'?",
+        "0123456789.tsv": "is not there",
+        "away/my.csv": f"is not there, nor is the folder {tmp_path / 'away'}",
+        "link.csv": "is a link to a file that is not there",
+    }.items():
+        with pytest.raises(FileNotFoundError) as error:
+            read_table(tmp_path / name)
+        assert str(error.value) == f"{tmp_path / name}: {words}"
+
+
+def test_what_is_no_file_is_never_opened(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "null.csv").symlink_to("/dev/zero")
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was opened"))
+    with socket.socket(socket.AF_UNIX) as listening:
+        monkeypatch.chdir(tmp_path)  # the name of a socket must be short
+        listening.bind("socket.csv")
+        for name in ("pipe.csv", "null.csv", "socket.csv"):
+            (line,) = lines_of(tmp_path / name)
+            assert line.startswith("is a device, a pipe or a socket, and was not opened")
+
+
+def test_paths_that_the_system_refuses(tmp_path, written):
+    for path in (written("x") / "my.csv", tmp_path / ("x" * 300 + ".csv"), tmp_path / "a\0b.csv"):
+        with pytest.raises(Findings) as error:
+            read_table(path)
+        assert ": cannot be read: " in str(error.value)
+
+
+# Single rows
+
+
+def test_findings_of_rows(written):
+    content = [
+        "image,sequence,label,id",
+        "a.png,a.wav,cat,1",
+        "b.png,b.wav,,2",  # row 3
+        ",NA,dog,3",  # row 4
+        "c.png,c.wav",  # row 5
+        ",,,",  # row 6
+        "a.png,a.wav,cat,4",  # row 7
+        "a.png,a.wav,dog,5",  # row 8
+        "d.png,d.wav,dog,1",  # row 9
+        "a.png,,cat,6",  # another sample: its sequence is missing
+        "b.png,b.wav,dog,7",  # row 3 has no label, so that it says nothing of these files
+        "e.png,e.wav,dog,8,9",  # row 12
+        "a.png,a.wav,cat,1",  # row 13
+    ]
+    found = findings_of(written("\n".join(content)))
+    assert [line.split(";")[0] for line in found] == [
+        "my.csv row 3, column label: is empty",
+        "my.csv row 4, column image: is empty, and so is column sequence",
+        "my.csv row 5: has 2 cells, the header has 4",
+        "my.csv row 6: is empty",
+        "my.csv row 7, column image, 'a.png': row 2 has the same files and label",
+        "my.csv row 8, column label, 'dog': two labels for the same files: row 2 has 'cat'",
+        "my.csv row 9, column id, '1': row 2 has this id too",
+        "my.csv row 12: has 5 cells, the header has 4",
+        "my.csv row 13, column image, 'a.png': row 2 has the same files and label",
+        "my.csv row 13, column id, '1': row 2 has this id too",
+    ]
+    assert all("; " in line for line in found)
+    assert [row.number for row in read_table(written("\n".join(content))).rows] == list(range(2, 14))
+
+
+def test_a_comma_at_the_end_of_every_row_is_told_as_such(written):
+    found = findings_of(written("image,sequence,label\na.png,a.wav,cat,\nb.png,b.wav,dog,\n"))
+    assert [line.split(";")[0] for line in found] == [
+        f"my.csv row {row}: has 4 cells, the header has 3" for row in (2, 3)
+    ]
+
+
+def test_a_row_of_nothing_but_other_columns_is_not_called_empty(written):
+    found = findings_of(written("image,sequence,label,age\n,,,7\na.png,a.wav,cat,8\n"))
+    assert [line.split(":")[0] for line in found] == ["my.csv row 2, column image", "my.csv row 2, column label"]
+
+
+def test_the_only_modality_of_a_model_must_be_there(written):
+    path = written("image,sequence,label\n,a.wav,cat\nb.png,,dog\n")
+    assert findings_of(path) == []
+    (line,) = findings_of(path, modalities=("image",))
+    assert line.startswith("my.csv row 2, column image: is empty, and the model reads nothing else; ")
+
+
+def test_duplicates_are_told_by_the_modality_that_is_there(written):
+    (line,) = findings_of(written("image,sequence,label\n,a.wav,cat\n,a.wav,cat\nb.png,,dog\n"))
+    assert line.startswith("my.csv row 3, column sequence, 'a.wav': row 2 has the same files and label; ")
+
+
+def test_a_list_is_no_cell_of_a_role(written):
+    rows = [
+        '{"image": "a.png", "wav": "a.wav", "label": ["cat", "dog"], "tags": ["x"]}',
+        '{"wav": "b", "label": "cat"}',
+    ]
+    table = read_table(written("\n".join(rows), "my.jsonl"))
+    (finding,) = table.findings
+    assert finding.line("my.jsonl").startswith('my.jsonl row 1, column label, \'["cat", "dog"]\': is a list or an ')
+    assert table.rows[0].extra == ('["x"]',)
+
+
+# One line for the user
+
+
+def test_a_line_is_short_and_shows_what_cannot_be_seen():
+    finding = Finding(12, "image", "a.png", "is not there; correct the path")
+    assert finding.line("my.csv") == "my.csv row 12, column image, 'a.png': is not there; correct the path"
+    assert Finding(None, None, None, "is empty").line("my.csv") == "my.csv: is empty"
+    assert Finding(3, None, "a\nb\x1b[31m\u202e\ud800", "x").line("m") == "m row 3, 'a\\nb\\x1b[31m\\u202e\\ud800': x"
+    line = Finding(3, "c" * 500, "start" + "x" * 500 + "end.png", "y").line("m")
+    assert len(line) < 200 and "'startx" in line and "xend.png'" in line
