@@ -12,7 +12,7 @@ from pathlib import Path
 
 from app.commands.build import build_trained
 from app.evaluation.predictions import predict, rows_of
-from app.evaluation.report import describe_report, make_report, write_report
+from app.evaluation.report import describe_report, make_report, untrained_absences, write_report
 from app.messages import report_error, survive_lost_output, warn
 from app.records.run_config import DEVICES
 from app.records.run_folder import run_folder_of
@@ -53,6 +53,8 @@ def evaluate(checkpoint: Path, split: str, output: str | None, device_name: str)
     ):
         metrics.update(batch_output, batch)
         predictions += rows_of(batch, batch_output, parts.class_names)
+    for line in untrained_absences(predictions, parts.model.fusion_head.absent):
+        warn(line)
 
     report = {
         "checkpoint": str(checkpoint),

@@ -164,6 +164,7 @@ def draw_predictions(run: Run):
     batch, output = next(predict(run.parts.model, run.loaders["val"], **run.placement))
     weights = run.parts.image_weights
     images = network_image_to_rgb(batch["image"][:16], weights.mean, weights.std)
+    images[~batch["present"][:16, 0]] = 1.0  # white: there is none
     probabilities = output.logits[:16].float().softmax(1)
     return prediction_grid(images, probabilities, batch["label"][:16], run.parts.class_names)
 

@@ -7,7 +7,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from app.evaluation.metrics import ClassificationMetrics
+from app.training.objective import BRANCHES
 from app.training.precision import autocast, to_device
+
+INPUTS = {"image_branch": "image", "temporal_branch": "sequence"}  # what each branch reads, in words
 
 
 @torch.no_grad()
@@ -68,14 +71,25 @@ def validate(
 
 
 def rows_of(batch: dict[str, torch.Tensor], output, class_names: list[str]) -> list[dict]:
-    """One row per sample: truth, prediction, its probability, and what each branch alone would have predicted."""
+    """One row per sample: truth, prediction, its probability, which inputs it has ("image and sequence", "image only",
+    ...; of those that the model reads), and what each branch alone would have predicted: "" without its input."""
     probability, prediction = output.logits.float().softmax(1).max(1)
+    there = {branch: batch["present"][:, BRANCHES.index(branch)].tolist() for branch in output.unimodal_logits}
     columns = {
         "index": batch["index"].tolist(),
         "label": [class_names[i] for i in batch["label"].tolist()],
         "prediction": [class_names[i] for i in prediction.tolist()],
         "probability": [f"{p:.6f}" for p in probability.tolist()],
+        "present": [_in_words(dict(zip(there, row, strict=True))) for row in zip(*there.values(), strict=True)],
     }
     for branch, logits in output.unimodal_logits.items():
-        columns[branch] = [class_names[i] for i in logits.argmax(1).tolist()]
+        own = [class_names[i] for i in logits.argmax(1).tolist()]
+        columns[branch] = [name if has else "" for name, has in zip(own, there[branch], strict=True)]
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _in_words(there: dict[str, bool]) -> str:
+    found = [INPUTS[branch] for branch, has in there.items() if has]
+    if not found:
+        return "nothing"
+    return " and ".join(found) + ("" if all(there.values()) else " only")

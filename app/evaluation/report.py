@@ -2,13 +2,16 @@
 
 import csv
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from scipy.stats import binomtest
 
 from app.evaluation.figures import confusion_figure
 from app.evaluation.metrics import RECALL, ClassificationMetrics
+from app.evaluation.predictions import INPUTS
 from app.messages import format_table, writing
 from app.records.run_log import to_json
 
@@ -28,10 +31,36 @@ def make_report(
         "macro_f1": values["macro_f1"],
         "balanced_accuracy": values["balanced_accuracy"],
         "recall": {name: values[f"{RECALL}{name}"] for name in class_names},  # NaN for a class without samples
+        "by_present": accuracy_by_present(predictions),
         "unimodal": {b: {"loss": values[f"{b}/loss"], "accuracy": values[f"{b}/accuracy"]} for b in branches},
         "class_names": class_names,
         "confusion_matrix": metrics.confusion_matrix().tolist(),  # rows: true class, columns: predicted
     }
+
+
+def accuracy_by_present(predictions: list[dict]) -> dict[str, dict[str, float]]:
+    """{which inputs a sample has, as in its row: {"samples", "accuracy"}}"""
+    right: dict[str, list[bool]] = {}
+    for row in predictions:
+        right.setdefault(row["present"], []).append(row["label"] == row["prediction"])
+    return {kind: {"samples": len(r), "accuracy": sum(r) / len(r)} for kind, r in sorted(right.items())}
+
+
+def untrained_absences(predictions: list[dict], absent: Mapping[str, torch.Tensor]) -> list[str]:
+    """What to warn of: samples lack an input, and what stands in for it is 0 as at first.
+
+    Args:
+        absent: the vectors of a models.fusion.Fusion, by branch.
+    """
+    lines = []
+    for branch, vector in absent.items():
+        lacking = sum(not row[branch] for row in predictions)
+        if lacking and not vector.any():
+            lines.append(
+                f"{lacking} of {len(predictions)} samples lack their {INPUTS[branch]}, and no training sample did: "
+                "what stands in for it was never trained"
+            )
+    return lines
 
 
 def write_report(folder: Path, report: dict[str, Any], predictions: list[dict], metrics: ClassificationMetrics) -> str:
@@ -60,6 +89,9 @@ def describe_report(report: dict[str, Any]) -> str:
     scores = [("", "accuracy", "loss")]
     scores += [("fusion", f"{report['accuracy']:.4f}", f"{report['loss']:.4f}")]
     scores += [(f"{b} alone", f"{v['accuracy']:.4f}", f"{v['loss']:.4f}") for b, v in report["unimodal"].items()]
+    by_present = [("present", "accuracy", "samples")]
+    by_present += [(k, f"{v['accuracy']:.4f}", str(v["samples"])) for k, v in report["by_present"].items()]
+    lacks = list(report["by_present"]) != [" and ".join(INPUTS[branch] for branch in report["unimodal"])]
     recall = {name: "-" if math.isnan(value) else f"{value:.3f}" for name, value in report["recall"].items()}
     confusion = [("true \\ predicted", *names, "recall")] + [
         (name, *(str(count) if count else "." for count in row), recall[name])
@@ -69,6 +101,7 @@ def describe_report(report: dict[str, Any]) -> str:
         [
             f"{report['checkpoint']} (epoch {report['epoch']}) on {report['split']}, {report['samples']} samples",
             format_table(scores),
+            *([format_table(by_present)] if lacks else []),
             f"95 % interval of the accuracy: {low:.4f} to {high:.4f}; macro F1: {report['macro_f1']:.4f}; "
             f"balanced accuracy: {report['balanced_accuracy']:.4f}",
             format_table(confusion),

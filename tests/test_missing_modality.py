@@ -1,0 +1,114 @@
+"""A data source in which samples lack their image or their sequence, trained, resumed and evaluated."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+import evaluate
+import train
+from app.randomness import stream
+from data.source import SOURCES
+from tests.conftest import ROOT
+from tests.waves import Rows, Waves, add_waves
+
+# The picture of sample predictions: NaN has no colour.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("error:invalid value encountered")]
+
+
+class Gaps(Rows):
+    """What is not there is NaN, and of length 0. No two images are alike: a norm of two such would have no variance."""
+
+    def __init__(self, rows, present):
+        self.__dict__ |= rows.__dict__
+        self.image = rows.image + torch.randn(rows.image.shape, generator=stream("noise"))
+        self.present = present
+
+    def __getitem__(self, epoch_and_indices):
+        batch = super().__getitem__(epoch_and_indices)
+        present = self.present[epoch_and_indices[1]]
+        image, sequence, length = batch["image"].clone(), batch["sequence"].clone(), batch["length"].clone()
+        image[~present[:, 0]], sequence[~present[:, 1]], length[~present[:, 1]] = float("nan"), float("nan"), 0
+        return batch | {"image": image, "sequence": sequence, "length": length, "present": present}
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Trains on waves that lack, in each split, that share of the images and of the sequences; two samples a batch,
+    so that there are batches without any image, and with a single one."""
+
+    def call(gaps, name, *arguments, epochs=2):
+        class GappedWaves(Waves):
+            def splits(self, **settings):
+                splits = super().splits(**settings)
+                for split in splits:
+                    shares = gaps.get(split, (0, 0))
+                    draws = torch.rand(len(splits[split]), 2, generator=stream("gaps", split))
+                    present = draws >= torch.tensor(shares)
+                    present[~present.any(1), 0] = True
+                    splits[split] = Gaps(splits[split], present)
+                return splits
+
+        add_waves(monkeypatch)
+        monkeypatch.setitem(SOURCES, "waves", GappedWaves)
+        waves = ["data={source: waves, batch_size: 2, image_size: 32}", "model.image_branch.weights=none"]
+        smoke = ["--config", str(ROOT / "configs" / "smoke.yaml"), f"run.folder={tmp_path}", f"run.name={name}"]
+        assert train.main([*smoke, *waves, "run.device=cpu", f"run.epochs={epochs}", *arguments]) == 0
+        return tmp_path / name, capsys.readouterr()
+
+    return call
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_trained_resumed_and_evaluated(run, capsys):
+    gaps = dict.fromkeys(("train", "val", "test"), (0.4, 0.4))
+    restores = ["learning_rates.reductions[2].restore_best=true", "learning_rates.warmup_steps=0"]
+    folder, printed = run(gaps, "straight", *restores)
+    assert "warning" not in printed.out and " nan" not in printed.out
+    run(gaps, "stopped", *restores, epochs=1)
+    resumed, _ = run(gaps, "stopped", *restores, "--resume", str(folder.parent / "stopped" / "checkpoints" / "last.pt"))
+    a, b = (torch.load(path / "checkpoints" / "last.pt", weights_only=True) for path in (folder, resumed))
+    for part in ("model", "optimizer"):
+        assert a[part].keys() == b[part].keys()
+    assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
+    assert all(a["model"][f"fusion_head.absent.{branch}"].any() for branch in ("image_branch", "temporal_branch"))
+
+    assert evaluate.main(["--checkpoint", str(folder / "checkpoints" / "best.pt"), "--device", "cpu"]) == 0
+    printed_by_evaluate = capsys.readouterr()
+    assert "warning" not in printed_by_evaluate.out
+    report = json.loads((folder / "evaluation" / "test" / "report.json").read_text())
+    with open(folder / "evaluation" / "test" / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert f"test accuracy {report['accuracy']:.4f}" in printed.out
+    assert set(report["by_present"]) == {"image and sequence", "image only", "sequence only"}
+    for kind, found in report["by_present"].items():
+        right = [row["label"] == row["prediction"] for row in rows if row["present"] == kind]
+        assert found == {"samples": len(right), "accuracy": pytest.approx(sum(right) / len(right))}
+        assert f"\n{kind} " in printed_by_evaluate.out
+    for branch, other in (("image_branch", "sequence only"), ("temporal_branch", "image only")):
+        own = [row["label"] == row[branch] for row in rows if row["present"] != other]
+        assert report["unimodal"][branch]["accuracy"] == pytest.approx(sum(own) / len(own))
+
+
+def test_a_split_without_any_sequence_has_no_figures_of_that_branch(run):
+    folder, printed = run({"val": (0, 1.1)}, "no_sequences", epochs=1)
+    (val,) = [record for record in read(folder / "metrics.jsonl") if record["kind"] == "val"]
+    assert val["temporal_branch/loss"] == val["temporal_branch/accuracy"] == "nan"
+    assert val["loss"] > 0 and val["image_branch/loss"] > 0
+    assert printed.out.count("warning") == 1
+    assert "val/temporal_branch/loss is not a number; no reduction counts it" in printed.out
+
+
+def test_an_input_that_only_the_test_split_lacks(run, capsys):
+    folder, _ = run({"test": (0.5, 0)}, "trained_complete", epochs=1)
+    assert evaluate.main(["--checkpoint", str(folder / "checkpoints" / "best.pt"), "--device", "cpu"]) == 0
+    printed = capsys.readouterr()
+    samples = json.loads((folder / "evaluation" / "test" / "report.json").read_text())["by_present"]["sequence only"]
+    assert f"{samples['samples']} of 30 samples lack their image, and no training sample did" in printed.out
+    saved = torch.load(folder / "checkpoints" / "best.pt", weights_only=True)
+    assert not any(saved["model"][f"fusion_head.absent.{b}"].any() for b in ("image_branch", "temporal_branch"))
+    assert not any(".absent." in name for name in saved["optimizer"])
