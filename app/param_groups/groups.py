@@ -36,7 +36,7 @@ class GroupConfig(Section):
     params: list[str] | None = Field(
         None, description="globs of whole parameter names; default: everything below the module of the group's name"
     )
-    no_decay: bool = Field(False, description="biases and norms of the group without weight decay")
+    no_decay: bool = Field(False, description="biases, norms and absent vectors of the group without weight decay")
     layer_decay: float | None = Field(
         None,
         gt=0,
