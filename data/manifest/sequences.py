@@ -1,0 +1,210 @@
+"""One sequence file -> frames of features: a recording, an array or a table."""
+
+import csv
+import io
+import math
+import re
+import zipfile
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from app.section import Section
+from data.manifest.audio import AudioConfig, read_audio
+from data.manifest.decoding import MAX_BYTES, decoding, read_bytes
+from data.manifest.paths import BadFile
+
+_AUDIO = (".wav", ".flac", ".ogg", ".mp3")
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_SUFFIXES = (*_AUDIO, ".npy", ".npz", *_SEPARATORS)
+_GAPS = ("", "na", "nan", "null", "none")
+_TIMES = ("time", "timestamp")
+_ARRAY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+class SequenceConfig(Section):
+    layout: Literal["TF", "FT"] = Field(
+        "TF", description="of .npy and .npz arrays; TF: a row is a frame, FT: a column is a frame"
+    )
+    fill: Literal["error", "interpolate", "zero"] = Field(
+        "error",
+        description="gaps (NaN, and cells that are empty, NA, null or None) are an error; interpolate: a straight line "
+        "over time, the nearest value at the ends; zero: 0, in the unit of the file",
+    )
+    deltas: bool = Field(
+        False, description="true: the deltas of the features and the deltas of those are added; 3F in all"
+    )
+    normalise: bool = Field(True, description="features less their mean, over their deviation, of the training split")
+
+
+class Sequence(NamedTuple):
+    """frames (T, F) float32, finite, T >= 2; columns: the names of the features, where a table has a header; seconds:
+    how long a recording lasts."""
+
+    frames: np.ndarray
+    columns: tuple[str, ...] | None = None
+    seconds: float | None = None
+
+
+def read_sequence(path: Path, config: SequenceConfig, audio: AudioConfig) -> Sequence:
+    """By suffix, whatever its case: .wav .flac .ogg .mp3 (see data/manifest/audio.py), .npy and .npz (T, F) or (T,) of
+    any real type, .csv and .tsv (UTF-8; rows are frames; columns `time` and `timestamp` are left out).
+
+    Raises BadFile for what cannot be read, is damaged, has fewer than two frames or no features, or is not finite.
+    """
+    suffix = path.suffix.lower()
+    if suffix in _AUDIO:
+        frames, seconds = read_audio(path, audio)
+        return Sequence(_checked(frames, config.fill), seconds=seconds)
+    if suffix not in _SUFFIXES:
+        raise BadFile(f"has the suffix {suffix!r}, of no kind of sequence; allowed: {' '.join(_SUFFIXES)}")
+    content = read_bytes(path)
+    with decoding(f"a file of the kind {suffix}"):
+        if suffix in _SEPARATORS:
+            values, columns = _parse_table(content, _SEPARATORS[suffix])
+            return Sequence(_checked(values, config.fill, columns), columns)
+        array = _parse_npy(content if suffix == ".npy" else _only_member(content))
+        return Sequence(_checked(_in_rows(array, config.layout), config.fill))
+
+
+def _only_member(content: bytes) -> bytes:
+    """The .npy file in an .npz."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = archive.infolist()
+        if len(members) != 1:
+            names = ", ".join(member.filename.removesuffix(".npy") for member in members[:10])
+            raise BadFile(f"holds {len(members)} arrays ({names}); save the one that is meant in a file of its own")
+        if members[0].file_size > MAX_BYTES:
+            raise BadFile(f"holds an array of {members[0].file_size} bytes, more than {MAX_BYTES}; split it")
+        with archive.open(members[0]) as member:
+            return member.read(members[0].file_size + 1)  # a size makes zipfile unpack no more than that
+
+
+def _parse_npy(content: bytes) -> np.ndarray:
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    if version not in _ARRAY_HEADERS:
+        raise BadFile(f"is an array file of version {version}, for structured types; save plain numbers")
+    shape, fortran_order, dtype = _ARRAY_HEADERS[version](file)
+    if dtype.hasobject:
+        raise BadFile("holds pickled Python objects, which are never loaded, for they can run code; save plain numbers")
+    if dtype.kind not in "biuf":
+        raise BadFile(f"holds values of the type {dtype}; save real numbers")
+    size, there = math.prod(shape) * dtype.itemsize, len(content) - file.tell()
+    if size != there or min(shape, default=0) < 0:
+        kind = "is cut off" if size > there else "holds more than one array, or is corrupt"
+        raise BadFile(f"{kind}: shape {shape} takes {size} bytes, {there} are there; place the whole file there")
+    flat = np.frombuffer(content, dtype, math.prod(shape), file.tell()) if size else np.empty(0, dtype)
+    return flat.reshape(shape, order="F" if fortran_order else "C")
+
+
+def _in_rows(array: np.ndarray, layout: str) -> np.ndarray:
+    """(T, F)."""
+    if array.ndim not in (1, 2):
+        raise BadFile(f"has {array.ndim} dimensions (shape {array.shape}); a sequence has (T, F) or (T,)")
+    if array.ndim == 1:
+        return array[:, None]
+    if layout == "TF" and array.shape[0] == 1 < array.shape[1]:
+        raise BadFile(f"has one frame of {array.shape[1]} features; a sequence needs two; did you mean layout: FT?")
+    return array if layout == "TF" else array.T
+
+
+def _parse_table(content: bytes, separator: str) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """(T, F) float64, gaps NaN; the names of the columns, where there is a header."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadFile(f"is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    _check_separator(text.partition("\n")[0], separator)
+    rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
+    while rows and not rows[-1]:
+        rows.pop()
+    names = None
+    if rows and any(_number(cell) is None for cell in rows[0]):
+        names = tuple(cell.strip() for cell in rows[0])
+    first = 0 if names is None else 1
+    if len(rows) == first:
+        raise BadFile("has a header and no frames" if first else "has no frames; write one a row")
+
+    def line(row: int) -> str:  # a cell in quotes may hold line breaks
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+        return f"line {[reader.line_num for _ in zip(range(row + 1), reader, strict=False)][-1]}"
+
+    for number, row in enumerate(rows):
+        if len(row) != len(rows[0]):
+            remedy = "separate the cells by ','" if ";" in "".join(rows[0] + row) else "make all rows equal"
+            raise BadFile(f"has {len(row)} cells in {line(number)}, {len(rows[0])} in its first; {remedy}")
+    kept = [i for i in range(len(rows[0])) if names is None or names[i].casefold() not in _TIMES]
+    values = np.empty((len(rows) - first, len(kept)))
+    for number, row in enumerate(rows[first:]):
+        for column, i in enumerate(kept):
+            value = _number(row[i])
+            if value is None:
+                where = f"{line(number + first)}, column {names[i] if names else i + 1!r}"
+                raise BadFile(f"has {row[i][:40]!r} in {where}: {_why_no_number(row[i])}")
+            values[number, column] = value
+    return values, None if names is None else tuple(names[i] for i in kept)
+
+
+def _number(cell: str) -> float | None:
+    """NaN for a gap; None for what is no number."""
+    try:
+        return float(cell) if "_" not in cell else None
+    except ValueError:
+        return math.nan if cell.strip().casefold() in _GAPS else None
+
+
+def _check_separator(first_line: str, separator: str) -> None:
+    found = [sign for sign in (";", "\t", ",") if sign in first_line]
+    if found and separator not in found:
+        names = {";": "';'", "\t": "tabs", ",": "commas"}
+        remedy = f"save it with {names[separator]}" + (", or as .tsv" if found[0] == "\t" else "")
+        raise BadFile(f"has its cells separated by {names[found[0]]}; {remedy}")
+
+
+def _why_no_number(cell: str) -> str:
+    if ";" in cell:
+        return "separate the cells by ',' and write decimals with a point"
+    if re.fullmatch(r"\s*[+-]?\d+,\d*\s*", cell):
+        return "write decimals with a point"
+    return "no number; correct it"
+
+
+def _checked(values: np.ndarray, fill: str, columns: tuple[str, ...] | None = None) -> np.ndarray:
+    """float32, a copy, of real values (T, F), with gaps filled as `fill` says."""
+    num_frames, num_features = values.shape
+    if num_features == 0:
+        raise BadFile("has no features" if columns is None else "has no columns beside time; add the features")
+    if num_frames < 2:
+        raise BadFile(f"has {'one frame' if num_frames else 'no frames'}; a sequence needs two")
+    frames = values.astype(np.float32, order="C")
+    finite = np.isfinite(frames)
+    return frames if finite.all() else _filled(values, frames, fill, columns)
+
+
+def _filled(values: np.ndarray, frames: np.ndarray, fill: str, columns: tuple[str, ...] | None) -> np.ndarray:
+    def place(bad: np.ndarray) -> str:
+        frame, feature = np.argwhere(bad)[0]
+        name = f"{feature + 1} of {bad.shape[1]}" if columns is None else repr(columns[feature])
+        return f"frame {frame + 1} of {bad.shape[0]}, feature {name}"
+
+    infinite, gaps = np.isinf(frames), np.isnan(frames)
+    if infinite.any():
+        value = values[infinite][0]
+        why = "is not finite; correct it" if np.isinf(value) else "is too large for float32; scale it"
+        raise BadFile(f"has {value} at {place(infinite)}, which {why}")
+    if fill == "error":
+        remedy = "correct it, or set fill: interpolate | zero"
+        raise BadFile(f"has {gaps.sum()} gaps (NaN or empty cells), the first at {place(gaps)}; {remedy}")
+    if fill == "zero":
+        frames[gaps] = 0
+        return frames
+    if (empty := gaps.all(axis=0)).any():
+        raise BadFile(f"has nothing but gaps from {place(gaps & empty)}, on: nothing to interpolate; leave it out")
+    time = np.arange(len(frames))
+    for feature in np.flatnonzero(gaps.any(axis=0)):
+        known = ~gaps[:, feature]
+        frames[:, feature] = np.interp(time, time[known], values[known, feature])
+    return frames
