@@ -25,6 +25,11 @@ class Finding(NamedTuple):
     value: str | None
     problem: str
 
+    @property
+    def is_of_the_whole(self) -> bool:
+        """Not of one row, nor of one file of a folder: leaving something out would not mend it."""
+        return self.row is None and (self.column is not None or self.value is None)
+
     def line(self, manifest: str | Path) -> str:
         """Such as "my.csv row 12, column image, 'a.png': is not there; correct the path"."""
         place = shown(str(manifest), most=1000) + ("" if self.row is None else f" row {self.row}")

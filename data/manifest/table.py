@@ -54,6 +54,16 @@ class Table:
     rows: list[Row]
     findings: list[Finding]
 
+    def cells(self, row: Row) -> dict[str, str]:
+        """The row's number and its cells, by column; "" where there is none."""
+        roles = {column: getattr(row, role) or "" for role, column in self.columns.items()}
+        return {"row": str(row.number)} | roles | dict(zip(self.extra_columns, row.extra, strict=True))
+
+    def line(self, finding: Finding) -> str:
+        """The rows of a folder are none to its owner."""
+        is_table = self.path.suffix.lower() in SUFFIXES
+        return (finding if is_table else finding._replace(row=None, column=None)).line(self.path)
+
 
 def read_table(
     path: Path,
