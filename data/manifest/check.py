@@ -1,0 +1,195 @@
+"""All that is wrong with a table and its files, found before anything trains, each as a line with row and remedy."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.messages import closest
+from data.manifest.config import ManifestConfig
+from data.manifest.facts import Facts, File, ImageFacts, SequenceFacts, read_facts
+from data.manifest.finding import Finding
+from data.manifest.splits import class_names_of, label_findings, split_findings, split_of_rows
+from data.manifest.table import Row, Table, read_table
+from data.spec import SPLITS, DataSpec
+
+
+@dataclass(frozen=True)
+class Checked:
+    """
+    Args:
+        splits: of each row; None where a finding says why it has none.
+        facts: of the files that can be read.
+        class_names: by label, 0 first.
+        findings: what concerns the table as a whole first, then in the order of the rows.
+        notes: what may be meant so, or may be a mistake.
+    """
+
+    table: Table
+    splits: list[str | None]
+    facts: dict[File, Facts]
+    class_names: tuple[str, ...]
+    findings: list[Finding]
+    notes: list[str]
+
+    def bad_rows(self) -> set[int]:
+        """Numbers of the rows with a finding."""
+        return {finding.row for finding in self.findings if finding.row is not None}
+
+    def rows_of(self, split: str) -> list[Row]:
+        """Those without a finding."""
+        bad = self.bad_rows()
+        return [
+            row for row, own in zip(self.table.rows, self.splits, strict=True) if own == split and row.number not in bad
+        ]
+
+
+def check(config: ManifestConfig, modalities: Sequence[str], saved: DataSpec | None = None) -> Checked:
+    """Of a table to train on.
+
+    Args:
+        modalities: those that the model reads.
+        saved: of a checkpoint, whose classes and features the rows must have.
+
+    Raises FileNotFoundError, or Findings where the table as a whole cannot be read.
+    """
+    root = Path(config.root) if config.root else None
+    table = read_table(Path(config.manifest), root=root, columns=config.columns, modalities=tuple(modalities))
+    splits, findings = split_of_rows(table, config.fractions.model_dump())
+    facts, of_files = check_files(table, config, modalities, saved)
+    findings = [*table.findings, *findings, *of_files, *_leaks(table, splits, facts, modalities)]
+    if saved:
+        findings += unknown_labels(table, saved.class_names)
+    bad = {finding.row for finding in findings}
+    usable = [(row, split) for row, split in zip(table.rows, splits, strict=True) if row.number not in bad]
+    training = [row.label for row, split in usable if split == "train"]
+    class_names = saved.class_names if saved else class_names_of(training)
+    split_column, label_column = table.columns.get("split"), table.columns["label"]
+    rows, its_splits = [row for row, _ in usable], [split for _, split in usable]
+    findings += split_findings(rows, its_splits, split_column=split_column, label_column=label_column)
+    findings.sort(key=lambda finding: finding.row or 0)
+    labels = {row.label for row in table.rows if row.label}
+    notes = [table.line(finding) for finding in label_findings(labels, label_column=label_column)]
+    if split_column is None:
+        notes.append(_how_split(table))
+    return Checked(table, splits, facts, class_names, findings, notes)
+
+
+def _how_split(table: Table) -> str:
+    by = next((f"the column {table.columns[role]}" for role in ("group", "id") if role in table.columns), "the paths")
+    near = closest("split", list(table.extra_columns))
+    misspelt = f"; did you mean the column '{near}' to say the split? It is called split or subset" if near else ""
+    return f"no column says the split: it is drawn by a hash of {by}{misspelt}"
+
+
+def unknown_labels(table: Table, class_names: tuple[str, ...]) -> list[Finding]:
+    problem = f"is no class of the checkpoint, which has {', '.join(class_names)}; correct the label, or train anew"
+    return [
+        Finding(row.number, table.columns["label"], row.label, problem)
+        for row in table.rows
+        if row.label is not None and row.label not in class_names
+    ]
+
+
+def check_files(
+    table: Table, config: ManifestConfig, modalities: Sequence[str], saved: DataSpec | None
+) -> tuple[dict[File, Facts], list[Finding]]:
+    """The facts of the files that can be used, and a finding for each row with another."""
+    cells = ((name, getattr(row, name)) for row in table.rows for name in modalities)
+    facts, problems = read_facts(dict.fromkeys(cell for cell in cells if cell[1] is not None), table.root, config)
+    sequences = {file: fact for file, fact in facts.items() if isinstance(fact, SequenceFacts)}
+    images = {file: fact for file, fact in facts.items() if isinstance(fact, ImageFacts)}
+    whole = [*_wrong_layout(sequences, config), *_mixed_depths(images, config)]
+    if not _wrong_layout(sequences, config):
+        problems |= _unlike_the_others(sequences, saved)
+    if config.max_length and config.too_long == "error":
+        problems |= {
+            file: f"has {fact.length} frames, more than data.max_length={config.max_length}; "
+            "cut it, or set data.too_long to truncate or window"
+            for file, fact in sequences.items()
+            if fact.length > config.max_length
+        }
+    findings = [Finding(None, None, None, problem) for problem in whole]
+    for row in table.rows:
+        for name in modalities:
+            if problem := problems.get((name, getattr(row, name))):
+                findings.append(Finding(row.number, table.columns[name], getattr(row, name), problem))
+    return {file: fact for file, fact in facts.items() if file not in problems}, findings
+
+
+def _wrong_layout(sequences: dict[File, SequenceFacts], config: ManifestConfig) -> list[str]:
+    arrays = {file: fact for file, fact in sequences.items() if fact.is_array}
+    wide = [(cell, fact) for (_, cell), fact in arrays.items() if fact.length < len(fact.mean)]
+    if not wide or len(wide) * 2 <= len(arrays):
+        return []
+    (cell, fact), other = wide[0], {"TF": "FT", "FT": "TF"}[config.sequence.layout]
+    return [
+        f"{len(wide)} of {len(arrays)} arrays have fewer frames than features (first {cell}: {fact.length} frames of "
+        f"{len(fact.mean)} features, read as data.sequence.layout={config.sequence.layout}); is it {other}? "
+        f"Set data.sequence.layout={other}"
+    ]
+
+
+def _mixed_depths(images: dict[File, ImageFacts], config: ManifestConfig) -> Iterator[str]:
+    """One range of values cannot be measured for several depths."""
+    first: dict[str, str] = {}
+    for (_, cell), fact in images.items():
+        first.setdefault(fact.depth, cell)
+    deep = [depth for depth in first if depth != "uint8"]
+    if deep and len(first) > 1 and config.image.value_range is None:
+        found = ", ".join(f"{depth} ({cell})" for depth, cell in first.items())
+        yield (
+            f"images of several depths: {found}; convert them to one, or set data.image.value_range=[black, white], "
+            "which is for all that are not uint8"
+        )
+
+
+def _unlike_the_others(sequences: dict[File, SequenceFacts], saved: DataSpec | None) -> dict[File, str]:
+    """Another number of features, or other names of them, than most files have, or than the checkpoint's data."""
+    if not sequences:
+        return {}
+    if saved:
+        wanted, whose = len(saved.normalisation["mean"]), "the checkpoint's data have"
+        names = saved.feature_names or None
+    else:
+        wanted, whose = Counter(len(fact.mean) for fact in sequences.values()).most_common(1)[0][0], "most files have"
+        named = Counter(fact.columns for fact in sequences.values() if fact.columns and len(fact.columns) == wanted)
+        names = named.most_common(1)[0][0] if named else None
+    problems = {}
+    for file, fact in sequences.items():
+        if len(fact.mean) != wanted:
+            problems[file] = f"has {len(fact.mean)} features, {whose} {wanted}; give each frame the same features"
+        elif names and fact.columns and fact.columns != names:
+            problems[file] = (
+                f"has the columns {', '.join(fact.columns)}, {whose} {', '.join(names)}; "
+                "give each file the same columns in the same order"
+            )
+    return problems
+
+
+def _leaks(
+    table: Table, splits: Sequence[str | None], facts: dict[File, Facts], modalities: Sequence[str]
+) -> Iterator[Finding]:
+    """Rows whose file, by its content, is in a split that comes before theirs."""
+    home: dict[tuple[str, bytes], tuple[Row, str]] = {}
+    remedy = "write one split in both rows" if "split" in table.columns else "give both rows one group"
+    ordered = sorted(
+        ((row, split) for row, split in zip(table.rows, splits, strict=True) if split),
+        key=lambda entry: SPLITS.index(entry[1]),
+    )
+    for row, split in ordered:
+        for name in modalities:
+            cell = getattr(row, name)
+            if (fact := facts.get((name, cell))) is None:
+                continue
+            first, its_split = home.setdefault((name, fact.digest), (row, split))
+            if its_split != split:
+                other = getattr(first, name)
+                what = "is" if other == cell else f"has the same content as '{other}',"
+                yield Finding(
+                    row.number,
+                    table.columns[name],
+                    cell,
+                    f"{what} in {its_split} too (row {first.number}), and this row is in {split}; what is tested must "
+                    f"not be trained on: {remedy}, or delete one",
+                )

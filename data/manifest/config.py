@@ -1,0 +1,40 @@
+"""The section `data` for a source that is a table of files."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from data.files.images import ImageConfig
+from data.files.sequences import AudioConfig, SequenceConfig
+from data.manifest.splits import FractionsConfig
+from data.spec import DataConfig
+
+
+class ManifestConfig(DataConfig):
+    source: Literal["manifest"] = Field(description="a table of image and sequence files, or a folder of them")
+    manifest: str = Field(description="a .csv, .tsv or .jsonl file, or a folder <split>/<class>/ of files")
+    root: str | None = Field(
+        None, description="folder that the paths start from, and that no file may leave; null: that of the manifest"
+    )
+    columns: dict[str, str] = Field(
+        {}, description="role (image, sequence, label, split, group, id) to column, where a name is not a usual one"
+    )
+    fractions: FractionsConfig = Field(
+        FractionsConfig(), description="of the splits, where the table has no column that says them"
+    )
+    on_error: Literal["raise", "skip"] = Field(
+        "raise", description="skip: rows that cannot be used are left out, and listed in the run's folder"
+    )
+    skip_limit: float = Field(0.01, ge=0, le=1, description="largest share of the rows that is left out")
+    image: ImageConfig = Field(ImageConfig(), description="how images are read")
+    sequence: SequenceConfig = Field(SequenceConfig(), description="how sequences are read")
+    audio: AudioConfig = Field(AudioConfig(), description="features of a recording")
+    max_length: int | None = Field(None, ge=2, description="frames of the longest sequence that the model reads")
+    too_long: Literal["error", "truncate", "window"] = Field(
+        "error",
+        description="a longer sequence is an error, loses what is later, or is read in windows of max_length: in "
+        "training one, drawn in each epoch",
+    )
+    windows: Literal["first", "mean"] = Field(
+        "first", description="outside training: the first window, or the mean of the logits over all windows"
+    )
