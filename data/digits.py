@@ -143,6 +143,7 @@ class Digits:
 
     Config: ClassVar = DigitsConfig
     skipped: ClassVar[list[dict[str, str]]] = []
+    notes: ClassVar[list[str]] = []
 
     def __init__(self, config: DigitsConfig, saved: DataSpec | None = None, modalities: Sequence[str] = ()):
         """`modalities` change nothing: all rows have both."""

@@ -3,12 +3,16 @@
 from collections.abc import Sequence
 from functools import reduce
 from operator import or_
+from pathlib import Path
 from typing import Annotated, ClassVar, Protocol
 
 from pydantic import Field
 from torch.utils.data import Dataset
 
 from data.digits import Digits
+from data.manifest.config import ManifestConfig
+from data.manifest.new_rows import NewRows
+from data.manifest.source import Manifest
 from data.spec import MODALITIES, DataConfig, DataSpec
 
 
@@ -18,6 +22,7 @@ class Source(Protocol):
     Config: ClassVar[type[DataConfig]]  # the section `data`, with its own name as the Literal of `source`
     spec: DataSpec
     skipped: list[dict[str, str]]  # rows that are left out: row, column, value, problem
+    notes: list[str]  # lines to print before training
 
     def __init__(self, config: DataConfig, saved: DataSpec | None, modalities: Sequence[str]):
         """
@@ -30,7 +35,8 @@ class Source(Protocol):
 
     def splits(self, *, seed: int, image_mean: Sequence[float], image_std: Sequence[float]) -> dict[str, Dataset]:
         """The splits "train", "val" and "test", each of which gives a whole batch (see data/loaders.py) for
-        (epoch, indices), and has `labels`, (N,) int64.
+        (epoch, indices), has `labels`, (N,) int64, and tells by `cells(index)` what the source calls that row: texts
+        by column, for predictions.csv.
 
         Args:
             seed: of what is drawn anew in each epoch of training.
@@ -38,7 +44,7 @@ class Source(Protocol):
         """
 
 
-SOURCES: dict[str, type[Source]] = {"digits": Digits}
+SOURCES: dict[str, type[Source]] = {"digits": Digits, "manifest": Manifest}
 # What may stand in the section `data`, told apart by `source`.
 Data = Annotated[reduce(or_, (source.Config for source in SOURCES.values())), Field(discriminator="source")]
 
@@ -61,3 +67,14 @@ def make_source(config: DataConfig, saved: DataSpec | None = None, modalities: S
                 "give the data that it was trained with"
             )
     return source
+
+
+def make_new_rows(manifest: Path, config: DataConfig, saved: DataSpec, modalities: Sequence[str]) -> NewRows:
+    """Rows of another table, for a model that was trained with `config`. Raises what NewRows raises, and ValueError
+    for a model that was not trained on files."""
+    if not isinstance(config, ManifestConfig):
+        raise ValueError(
+            f"--manifest: the checkpoint was trained with data.source={config.source}, and says nothing of how files "
+            "are read; give one that was trained with data.source=manifest"
+        )
+    return NewRows(manifest, config, saved, modalities)

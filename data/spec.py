@@ -1,6 +1,6 @@
 """What the rest of the program must know of the data, and what every source has in the config."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -38,6 +38,7 @@ class DataSpec:
         class_counts: training rows of each class.
         absent: training rows without their image, without their sequence.
         rows: by split, what tells its rows from others: their number and a digest, as text.
+        feature_names: of the stored features, where the data name them.
         image_range: the values of black and white in images of 16 bits or floating point; None without such images.
     """
 
@@ -47,6 +48,7 @@ class DataSpec:
     class_counts: tuple[int, ...]
     absent: tuple[int, int]
     rows: dict[str, str]
+    feature_names: tuple[str, ...] = ()
     image_range: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,7 +60,7 @@ class DataSpec:
         tuples = [field.name for field in fields(cls) if "tuple" in str(field.type)]
         return cls(**{n: tuple(v) if n in tuples and v is not None else v for n, v in values.items()})
 
-    def other_rows(self, saved: "DataSpec", splits: tuple[str, ...] = SPLITS) -> Iterator[str]:
+    def other_rows(self, saved: "DataSpec", splits: Sequence[str] = SPLITS) -> Iterator[str]:
         """A line for each split whose rows are not those of `saved`."""
         for split in splits:
             if self.rows[split] != saved.rows[split]:

@@ -27,7 +27,7 @@ class Waves:
     """Five phases of a sine whose frequency is the class, with a picture of as many stripes; 3 to 12 frames."""
 
     Config = WavesConfig
-    skipped = []
+    skipped, notes = [], []
 
     def __init__(self, config, saved=None, modalities=()):
         self.config = config
@@ -72,6 +72,9 @@ class Rows(torch.utils.data.Dataset):
     @property
     def labels(self):
         return self.label
+
+    def cells(self, index):
+        return {}
 
     def __getitem__(self, epoch_and_indices):
         _, indices = epoch_and_indices

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from app.commands.build import Run
+from app.commands.open_run import SKIPPED
 from app.evaluation.metrics import best_of
 from app.messages import format_table
 from app.param_groups.groups import group_table
@@ -16,6 +17,9 @@ def describe_run(run: Run) -> str:
     if run.resumed_from:
         lines.append(f"resuming {run.resumed_from} after epoch {run.position.epoch}")
         lines += [f"  {note}" for note in run.notes]
+    lines += [f"note: {note}" for note in run.parts.source.notes]
+    if skipped := run.parts.source.skipped:
+        lines.append(f"warning: rows are left out for {len(skipped)} findings (data.on_error=skip), see {SKIPPED}")
     if config.model.image_branch:
         lines.append(f"image branch: {config.model.image_branch.architecture}, weights: {weights.description}")
         if weights.image_size not in (None, config.data.image_size):

@@ -1,12 +1,16 @@
 """The folder that a run writes into, made ready before the first step."""
 
+import csv
 from contextlib import ExitStack
 
 from app.commands.build import Run
 from app.config import save_config
 from app.evaluation.metrics import best_of
+from app.messages import writing
 from app.records.checkpoint import copy_checkpoint, load_checkpoint
 from app.records.run_folder import create_run_folder, lock_run_folder, remove_unfinished_saves, run_folder_of
+
+SKIPPED = "skipped_rows.csv"
 
 
 def open_run_folder(run: Run, at_end: ExitStack) -> None:
@@ -22,6 +26,11 @@ def open_run_folder(run: Run, at_end: ExitStack) -> None:
         if run.folder.name != config.name:
             print(f"{config.folder}/{config.name} exists, so this run is {run.folder}")
     save_config(run.tree, run.folder / "config.yaml")
+    if skipped := run.parts.source.skipped:
+        with writing(run.folder / SKIPPED), open(run.folder / SKIPPED, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(skipped[0]))
+            writer.writeheader()
+            writer.writerows(skipped)
 
 
 def _set_later_checkpoints_aside(run: Run) -> None:

@@ -1,0 +1,276 @@
+"""A table of files as a data source: its rows in three splits, and rows to predict."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from app.messages import Findings
+from app.randomness import stream
+from data.files.images import read_image, to_unit
+from data.files.paths import BadFile, resolve
+from data.files.sequences import read_sequence
+from data.manifest.check import Checked, check
+from data.manifest.config import ManifestConfig
+from data.manifest.facts import Facts, File, SequenceFacts
+from data.manifest.finding import Finding
+from data.manifest.table import Row, Table
+from data.spec import MODALITIES, SPLITS, DataSpec
+from data.transforms import normalise_image, resize_image, with_deltas
+
+SHOWN = 20  # findings
+# Of samples that are kept as the networks read them, so that each is decoded once; those beyond are decoded again.
+KEPT_BYTES = 2 * 2**30
+
+
+class Manifest:
+    """The source `manifest` (see data/source.py for what a source gives).
+
+    Raises FileNotFoundError; or Findings for all that is wrong, with data.on_error=skip only where more rows than
+    data.skip_limit cannot be used, or too little is left.
+    """
+
+    Config: ClassVar = ManifestConfig
+
+    def __init__(self, config: ManifestConfig, saved: DataSpec | None = None, modalities: Sequence[str] = MODALITIES):
+        self.config, self.modalities = config, tuple(modalities)
+        checked = check(config, self.modalities, saved)
+        self.skipped, self.notes = skip_or_raise(checked, config), checked.notes
+        self.table = checked.table
+        self.rows = {split: checked.rows_of(split) for split in SPLITS}
+        self.spec = describe(self.rows, checked, config, self.modalities, saved)
+
+    def splits(
+        self, *, seed: int, image_mean: Sequence[float], image_std: Sequence[float]
+    ) -> dict[str, "ManifestRows"]:
+        kept = Kept(KEPT_BYTES)
+        return {
+            split: ManifestRows(
+                self.table,
+                self.rows[split],
+                self.config,
+                self.spec,
+                self.modalities,
+                image_mean=image_mean,
+                image_std=image_std,
+                seed=seed,
+                training=split == "train",
+                kept=kept,
+            )
+            for split in SPLITS
+        }
+
+
+def skip_or_raise(checked: Checked, config: ManifestConfig) -> list[dict[str, str]]:
+    """The findings of the rows that are left out. Raises Findings where they must not be."""
+    findings, bad = checked.findings, checked.bad_rows()
+    total, share = len(checked.table.rows), len(bad) / max(1, len(checked.table.rows))
+    whole = any(finding.is_of_the_whole for finding in findings)
+    if not findings:
+        return []
+    if config.on_error == "skip" and not whole and share <= config.skip_limit:
+        return [{name: "" if v is None else str(v) for name, v in finding._asdict().items()} for finding in findings]
+    lines = [checked.table.line(finding) for finding in findings[:SHOWN]]
+    if len(findings) > SHOWN:
+        lines.append(
+            f"{len(findings)} findings in all, {SHOWN} are shown; "
+            f"python -m app.commands.manifest check {config.manifest} shows all"
+        )
+    if config.on_error == "skip" and share > config.skip_limit:
+        lines.append(
+            f"data.skip_limit: {len(bad)} of {total} rows ({share:.1%}) cannot be used, allowed are "
+            f"{config.skip_limit:.1%}; mend them, or raise the limit"
+        )
+    raise Findings(lines)
+
+
+def describe(
+    rows: dict[str, list[Row]],
+    checked: Checked,
+    config: ManifestConfig,
+    modalities: Sequence[str],
+    saved: DataSpec | None,
+) -> DataSpec:
+    """saved: of a checkpoint, whose preprocessing counts; None: it is measured on the training rows."""
+    facts, training = checked.facts, rows["train"]
+    counts = {name: 0 for name in checked.class_names}
+    for row in training:
+        counts[row.label] += 1
+    of_training = {name: [facts[name, cell] for row in training if (cell := getattr(row, name))] for name in modalities}
+    spec = DataSpec(
+        class_names=checked.class_names,
+        num_features=0,
+        normalisation={"mean": [], "std": []},
+        class_counts=tuple(counts.values()),
+        absent=tuple(sum(getattr(row, name) is None for row in training) for name in MODALITIES),
+        rows={split: fingerprint(rows[split], facts, modalities) for split in SPLITS},
+    )
+    if saved:
+        measured = ("num_features", "normalisation", "feature_names", "image_range")
+        return replace(spec, **{name: getattr(saved, name) for name in measured})
+    if "sequence" in modalities:
+        sequences = of_training["sequence"]
+        num_features = len(sequences[0].mean)
+        spec = replace(
+            spec,
+            num_features=num_features * (3 if config.sequence.deltas else 1),
+            normalisation=measure(sequences) if config.sequence.normalise else unchanged(num_features),
+            feature_names=next((fact.columns for fact in sequences if fact.columns), ()),
+        )
+    deep = [fact for fact in of_training.get("image", ()) if fact.depth != "uint8"]
+    if deep:
+        measured_range = (min(fact.lowest for fact in deep), max(fact.highest for fact in deep))
+        spec = replace(spec, image_range=tuple(config.image.value_range or measured_range))
+    return spec
+
+
+def measure(sequences: Sequence[SequenceFacts]) -> dict[str, list[float]]:
+    """Mean and deviation of each feature over all frames; of a feature that never changes the deviation is 1."""
+    lengths = np.array([fact.length for fact in sequences], dtype=np.float64)[:, None]
+    means = np.stack([fact.mean for fact in sequences])
+    mean = (lengths * means).sum(0) / lengths.sum()
+    spread = sum(fact.spread for fact in sequences) + (lengths * np.square(means - mean)).sum(0)
+    std = np.sqrt(spread / max(1.0, lengths.sum() - 1))
+    constant = std <= 1e-6 * np.abs(mean)  # what float32 makes of a value that never changes
+    return {"mean": mean.tolist(), "std": np.where(constant | (std == 0), 1.0, std).tolist()}
+
+
+def unchanged(num_features: int) -> dict[str, list[float]]:
+    return {"mean": [0.0] * num_features, "std": [1.0] * num_features}
+
+
+def fingerprint(rows: list[Row], facts: dict[File, Facts], modalities: Sequence[str]) -> str:
+    """What tells these rows, in this order, from others: labels, and contents of files; not their names."""
+    digest = hashlib.sha256()
+    for row in rows:
+        files = (facts.get((name, getattr(row, name))) for name in modalities)
+        contents = [fact.digest.hex() if fact else "" for fact in files]
+        digest.update(repr((row.label, contents)).encode())
+    return f"{len(rows)} rows, {digest.hexdigest()[:16]}"
+
+
+class Kept:
+    """Samples as the networks read them, up to a number of bytes."""
+
+    def __init__(self, limit: int):
+        self.free = limit
+        self.tensors: dict[File, torch.Tensor] = {}
+
+    def keep(self, file: File, tensor: torch.Tensor) -> None:
+        if (size := tensor.nbytes) <= self.free:
+            self.free -= size
+            self.tensors[file] = tensor
+
+
+class ManifestRows(Dataset):
+    """Some rows of a table, as batches (see data/loaders.py) for (epoch, indices).
+
+    Where the mean over windows is asked for, a batch has all windows of each sample in turn as its `sequence`
+    (W, T, F) and `length` (W,), and `windows` (B,) int64 says how many each sample has.
+
+    Args:
+        spec: classes and preprocessing.
+        modalities: those that are read; the others are told as absent.
+        training: windows are drawn for each epoch.
+        kept: shared by the splits.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        rows: list[Row],
+        config: ManifestConfig,
+        spec: DataSpec,
+        modalities: Sequence[str],
+        *,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        seed: int,
+        training: bool,
+        kept: Kept,
+    ):
+        self.table, self.rows, self.config, self.spec, self.modalities = table, rows, config, spec, modalities
+        self.image_mean, self.image_std = image_mean, image_std
+        self.seed, self.training, self.kept = seed, training, kept
+        label_of = {name: label for label, name in enumerate(spec.class_names)}
+        self.labels = torch.tensor([label_of.get(row.label, -1) for row in rows], dtype=torch.int64)  # -1: none
+        self.mean, self.std = (torch.tensor(spec.normalisation[name]) for name in ("mean", "std"))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def cells(self, index: int) -> dict[str, str]:
+        """The row as it stands in the table, by column."""
+        return self.table.cells(self.rows[index])
+
+    def __getitem__(self, epoch_and_indices: tuple[int, torch.Tensor]) -> dict[str, torch.Tensor]:
+        epoch, indices = epoch_and_indices
+        rows = [self.rows[i] for i in indices.tolist()]
+        present = torch.tensor([[self._reads(row, name) for name in MODALITIES] for row in rows])
+        windows = [self._windows(row, epoch, i) for row, i in zip(rows, indices.tolist(), strict=True)]
+        parts = [part for of_row in windows for part in of_row]
+        length = torch.tensor([len(part) for part in parts])
+        sequence = pad_sequence(parts, batch_first=True)  # (W, T, F)
+        if self.config.sequence.deltas:
+            sequence = with_deltas(sequence, length)
+        batch = {
+            "image": torch.stack([self._image(row) for row in rows]),
+            "sequence": sequence,
+            "length": length,
+            "present": present,
+            "label": self.labels[indices],
+            "index": indices,
+        }
+        if len(parts) > len(rows):
+            batch["windows"] = torch.tensor([len(of_row) for of_row in windows])
+        return batch
+
+    def _reads(self, row: Row, modality: str) -> bool:
+        return modality in self.modalities and getattr(row, modality) is not None
+
+    def _image(self, row: Row) -> torch.Tensor:
+        """(3, image_size, image_size); zeros where there is none."""
+        if not self._reads(row, "image"):
+            return torch.zeros(3, self.config.image_size, self.config.image_size)
+        return normalise_image(self._prepared(row, "image")[None], self.image_mean, self.image_std)[0]
+
+    def _prepared(self, row: Row, modality: str) -> torch.Tensor:
+        """An image (1 or 3, image_size, image_size), black 0 and white 1; a sequence (T, F), normalised."""
+        cell = getattr(row, modality)
+        if (modality, cell) in self.kept.tensors:
+            return self.kept.tensors[modality, cell]
+        try:
+            path = resolve(cell, self.table.root)
+            if modality == "image":
+                pixels = to_unit(read_image(path, self.config.image.max_pixels), self.spec.image_range)
+                prepared = resize_image(torch.from_numpy(pixels), self.config.image_size)
+            else:
+                sequence = read_sequence(path, self.config.sequence, self.config.audio)
+                prepared = (torch.from_numpy(sequence.frames) - self.mean) / self.std
+        except (BadFile, OSError) as error:
+            finding = Finding(row.number, self.table.columns[modality], cell, f"{error} (it was right when checked)")
+            raise OSError(self.table.line(finding)) from None
+        self.kept.keep((modality, cell), prepared)
+        return prepared
+
+    def _windows(self, row: Row, epoch: int, index: int) -> list[torch.Tensor]:
+        """Each (T, F), normalised; one frame of zeros where there is no sequence."""
+        if not self._reads(row, "sequence"):
+            return [torch.zeros(1, len(self.mean))]
+        frames = self._prepared(row, "sequence")
+        limit = self.config.max_length or len(frames)
+        last = len(frames) - limit  # the start of the last window
+        if last <= 0:
+            return [frames]
+        starts = [0]
+        if self.config.too_long == "window" and self.training:
+            generator = stream("window", self.seed, epoch, index)
+            starts = torch.randint(last + 1, (1,), generator=generator).tolist()
+        elif self.config.too_long == "window" and self.config.windows == "mean":
+            starts = [*range(0, last, limit), last]
+        return [frames[start : start + limit] for start in starts]

@@ -1,0 +1,224 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchaudio.functional import compute_deltas
+
+from data.loaders import make_loader
+from data.manifest import source as source_module
+from data.manifest.config import ManifestConfig
+from data.manifest.source import Manifest
+from data.spec import DataSpec
+from tests.data.manifest.tables import MANIFEST, good_rows, write_rows
+
+MEAN, STD = [0.5, 0.25, 0.0], [0.5, 1.0, 2.0]
+
+
+@pytest.fixture
+def rows(tmp_path):
+    return good_rows(tmp_path)
+
+
+@pytest.fixture
+def source(tmp_path, rows):
+    def call(saved=None, modalities=("image", "sequence"), **settings):
+        path = write_rows(tmp_path / "table.csv", rows)
+        return Manifest(ManifestConfig(**MANIFEST, manifest=str(path), **settings), saved, modalities)
+
+    return call
+
+
+def split_of(source, name="train", seed=0):
+    return source.splits(seed=seed, image_mean=MEAN, image_std=STD)[name]
+
+
+def frames_of(tmp_path, *numbers):
+    return [np.load(tmp_path / f"{i}.npy").astype(np.float32).astype(np.float64) for i in numbers]
+
+
+def test_the_spec_is_measured_on_the_training_rows_alone(source, rows, tmp_path):
+    rows[1]["sequence"], rows[2]["image"], rows[9]["sequence"] = "", "NA", ""
+    spec = source().spec
+    frames = np.concatenate(frames_of(tmp_path, 0, 2, 3, 4, 5))
+    np.testing.assert_allclose(spec.normalisation["mean"], frames.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(spec.normalisation["std"], frames.std(0, ddof=1), rtol=1e-12)
+    assert (spec.class_names, spec.class_counts, spec.num_features) == (("cat", "dog"), (3, 3), 3)
+    assert spec.absent == (1, 1) and spec.image_range is None and spec.feature_names == ()
+    assert DataSpec.from_dict(spec.to_dict()) == spec
+
+
+def test_a_feature_that_never_changes_is_not_divided_by_zero(source, tmp_path):
+    for i in range(10):
+        frames = np.load(tmp_path / f"{i}.npy")
+        frames[:, 1] = 0.1
+        np.save(tmp_path / f"{i}.npy", frames)
+    found = source()
+    assert found.spec.normalisation["std"][1] == 1
+    assert split_of(found)[0, torch.arange(6)]["sequence"][:, :, 1].abs().max() < 1e-6
+
+
+def test_a_batch_worked_out_by_hand(source, rows, tmp_path):
+    pixels = np.array(Image.open(tmp_path / "4.png"))
+    rows[2]["sequence"] = ""
+    found = source(sequence={"deltas": True})
+    batch = split_of(found)[0, torch.tensor([4, 2])]
+    assert batch["index"].tolist() == [4, 2] and batch["label"].tolist() == [0, 0]
+    assert batch["present"].tolist() == [[True, True], [True, False]]
+    assert batch["length"].tolist() == [10, 1]
+    for channel in range(3):
+        expected = (torch.from_numpy(pixels) / 255 - MEAN[channel]) / STD[channel]
+        torch.testing.assert_close(batch["image"][0, channel], expected)
+    (frames,) = frames_of(tmp_path, 4)
+    normalised = (frames - found.spec.normalisation["mean"]) / found.spec.normalisation["std"]
+    features = torch.from_numpy(normalised).float().T  # (F, T)
+    deltas = compute_deltas(features)
+    expected = torch.cat([features, deltas, compute_deltas(deltas)]).T
+    torch.testing.assert_close(batch["sequence"][0], expected)
+    assert not batch["sequence"][1].any() and batch["sequence"].shape == (2, 10, 9)
+    assert found.spec.num_features == 9
+
+
+def test_without_normalisation_features_are_as_they_are(source, tmp_path):
+    batch = split_of(source(sequence={"normalise": False}), "val")[0, torch.tensor([1])]
+    np.testing.assert_array_equal(batch["sequence"][0].numpy(), frames_of(tmp_path, 7)[0].astype(np.float32))
+
+
+@pytest.mark.parametrize("value_range", [None, [1000, 3000]])
+def test_images_of_16_bits_keep_their_depth(source, tmp_path, value_range):
+    """Black and white are the lowest and highest value of the training split, or as configured; nothing is cut."""
+    for i in range(10):
+        values = 2000 + np.arange(64, dtype=np.uint16).reshape(8, 8) * (1 if i < 6 else 40)
+        values[0, 0] = 1900 + i
+        Image.fromarray(values).save(tmp_path / f"{i}.png")
+    found = source(image={} if value_range is None else {"value_range": value_range})
+    black, white = found.spec.image_range
+    assert [black, white] == (value_range or [1900, 2063])
+    image = split_of(found, "test")[0, torch.tensor([0])]["image"][0, 2] * STD[2] + MEAN[2]
+    expected = (2000 + np.arange(64).reshape(8, 8) * 40 - black) / (white - black)
+    expected[0, 0] = (1908 - black) / (white - black)
+    np.testing.assert_allclose(image.numpy(), expected, rtol=1e-5)
+    assert image.max() > 1
+
+
+def test_an_image_is_stretched_to_the_size_that_the_network_reads(source, tmp_path):
+    half = np.zeros((40, 16, 3), dtype=np.uint8)
+    half[:20, :, 0] = 255  # the upper half is red
+    Image.fromarray(half).save(tmp_path / "0.png")
+    image = split_of(source())[0, torch.tensor([0])]["image"][0]
+    red = image[0] * STD[0] + MEAN[0]
+    assert red.shape == (8, 8) and red[:3].min() > 0.99 and red[5:].max() < 0.01
+    assert (image[1] * STD[1] + MEAN[1]).abs().max() < 0.01
+
+
+class TestLongSequences:
+    @pytest.fixture
+    def long(self, source, tmp_path):
+        """Row 2 (training), rows 8 and 9 (validation) count their frames."""
+        for i, frames in ((0, 23), (6, 23), (7, 4)):
+            np.save(tmp_path / f"{i}.npy", np.arange(frames, dtype=np.float32)[:, None] * (1, 1, i))
+
+        def call(**settings):
+            return source(max_length=10, sequence={"normalise": False}, **settings)
+
+        return call
+
+    @staticmethod
+    def starts(batch):
+        return [int(row[0, 0]) for row in batch["sequence"]]
+
+    def test_truncate(self, long):
+        found = long(too_long="truncate")
+        for split in ("train", "val"):
+            batch = split_of(found, split)[3, torch.tensor([0])]
+            assert batch["sequence"][0, :, 0].tolist() == list(range(10)) and "windows" not in batch
+
+    def test_in_training_a_window_is_drawn_for_each_epoch_seed_and_row(self, long):
+        found = long(too_long="window")
+        train = split_of(found)
+
+        def start(epoch, rows, seed=0):
+            return self.starts(split_of(found, seed=seed)[epoch, torch.tensor(rows)])[rows.index(0)]
+
+        drawn = [start(epoch, [0]) for epoch in range(60)]
+        assert set(drawn) == set(range(14))  # every window, the last of them too
+        assert drawn == [start(epoch, [3, 0, 1]) for epoch in range(60)]  # whatever else is in the batch
+        assert drawn != [start(epoch, [0], seed=1) for epoch in range(60)]
+        window = train[0, torch.tensor([0])]["sequence"][0, :, 0]
+        assert window.tolist() == list(range(int(window[0]), int(window[0]) + 10))
+
+    def test_outside_training_the_first_or_all(self, long):
+        first = split_of(long(too_long="window"), "val")[5, torch.tensor([0, 1])]
+        assert self.starts(first) == [0, 0] and first["length"].tolist() == [10, 4] and "windows" not in first
+        every = split_of(long(too_long="window", windows="mean"), "val")[5, torch.tensor([1, 0])]
+        assert every["windows"].tolist() == [1, 3]
+        assert self.starts(every) == [0, 0, 10, 13]  # the last one ends with the sequence
+        assert every["length"].tolist() == [4, 10, 10, 10] and every["image"].shape[0] == 2
+
+
+def test_a_checkpoints_preprocessing_counts(source, rows, tmp_path):
+    first = source()
+    saved = dataclasses.replace(first.spec, normalisation={"mean": [1.0] * 3, "std": [10.0] * 3})
+    again = source(saved)
+    assert again.spec == saved
+    batch = split_of(again, "val")[0, torch.tensor([0])]
+    (frames,) = frames_of(tmp_path, 6)
+    np.testing.assert_allclose(batch["sequence"][0].numpy(), (frames - 1) / 10, rtol=1e-5, atol=1e-7)
+    rows[0]["label"] = "bird"
+    with pytest.raises(
+        ValueError, match="row 2, column label, 'bird': is no class of the checkpoint, which has cat, dog"
+    ):
+        source(saved)
+
+
+def test_rows_are_told_from_others_by_content_label_and_order(source, rows, tmp_path):
+    before = source().spec
+    (tmp_path / "8.png").rename(tmp_path / "renamed.png")
+    rows[8]["image"] = "renamed.png"
+    assert source().spec == before  # the names of files do not count
+    rows[8], rows[9] = rows[9], rows[8]
+    rows[0]["extra"] = "anything"
+    swapped = source().spec
+    assert [*swapped.other_rows(before)] == [f"the rows of test: {before.rows['test']} -> {swapped.rows['test']}"]
+    Image.new("L", (8, 8), 3).save(tmp_path / "1.png")
+    changed = source().spec
+    assert [line[:19] for line in changed.other_rows(before)] == ["the rows of train: ", "the rows of test: 2"]
+
+
+def test_one_branch(source, rows):
+    for row in rows:
+        del row["image"]
+    found = source(modalities=("sequence",))
+    batch = split_of(found)[0, torch.arange(3)]
+    assert batch["present"].tolist() == [[False, True]] * 3 and batch["image"].shape == (3, 3, 8, 8)
+    assert found.spec.absent == (6, 0)
+
+
+def test_a_file_is_decoded_once_where_there_is_room(source, monkeypatch, tmp_path):
+    found = source()
+    reads = []
+    read_image = source_module.read_image
+    monkeypatch.setattr(source_module, "read_image", lambda *args: reads.append(args[0].name) or read_image(*args))
+    train = split_of(found)
+    first = train[0, torch.arange(6)]
+    second = train[1, torch.arange(6)]
+    assert sorted(reads) == [f"{i}.png" for i in range(6)]
+    assert torch.equal(first["image"], second["image"]) and torch.equal(first["sequence"], second["sequence"])
+    monkeypatch.setattr(source_module, "KEPT_BYTES", 3 * 8 * 8 * 4)
+    crowded = split_of(found)
+    for _ in range(2):
+        assert torch.equal(crowded[0, torch.arange(6)]["image"], first["image"])
+    assert len(reads) > 12
+
+
+def test_a_file_that_goes_away_while_training_is_named_with_its_row(source, tmp_path):
+    train = split_of(source())
+    (tmp_path / "3.npy").unlink()
+    with pytest.raises(OSError, match=r"table\.csv row 5, column sequence, '3\.npy': is not there.*right when checked"):
+        train[0, torch.arange(6)]
+
+
+def test_a_loader_gives_every_row_once(source):
+    loader = make_loader(split_of(source()), 4, shuffle=True)
+    assert sorted(i for batch in loader for i in batch["index"].tolist()) == list(range(6))
