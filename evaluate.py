@@ -1,9 +1,11 @@
-"""Evaluates a checkpoint on a split: a report, a confusion matrix, and every single prediction.
+"""Evaluates a checkpoint on a split, or predicts the rows of another table of files.
 
     python evaluate.py --checkpoint runs/fusion/checkpoints/best.pt
     python evaluate.py --checkpoint runs/fusion/checkpoints/best.pt --split val --output somewhere/else
+    python evaluate.py --checkpoint runs/manifest/checkpoints/best.pt --manifest new.csv
 
-Needs the checkpoint only: config, data spec and what the image weights implied are inside.
+Writes every single prediction and, where labels are known, a report and a confusion matrix. Needs the checkpoint only:
+config, data spec and what the image weights implied are inside.
 """
 
 import argparse
@@ -11,8 +13,14 @@ import sys
 from pathlib import Path
 
 from app.commands.build import build_trained
-from app.evaluation.predictions import predict, rows_of
-from app.evaluation.report import describe_report, make_report, untrained_absences, write_report
+from app.evaluation.predictions import labelled, predict, rows_of, with_cells
+from app.evaluation.report import (
+    describe_report,
+    make_report,
+    untrained_absences,
+    write_predictions,
+    write_report,
+)
 from app.messages import report_error, survive_lost_output, warn
 from app.records.run_config import DEVICES
 from app.records.run_folder import run_folder_of
@@ -23,52 +31,65 @@ from data.loaders import make_loader
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, metavar="PATH")
-    parser.add_argument("--split", choices=("test", "val"), default="test")
-    parser.add_argument("--output", metavar="DIR", help="default: evaluation/<split> of the checkpoint's run")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--split", choices=("test", "val"), default="test")
+    what.add_argument("--manifest", metavar="TABLE", type=Path, help="other rows: .csv, .tsv, .jsonl, or a folder")
+    parser.add_argument("--output", metavar="DIR", help="default: evaluation/<split or table> of the checkpoint's run")
     parser.add_argument("--device", choices=DEVICES, default="auto")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(arguments)
     try:
-        evaluate(Path(args.checkpoint), args.split, args.output, args.device)
+        return evaluate(Path(args.checkpoint), args.split, args.manifest, args.output, args.device)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
         if args.debug:
             raise
         return report_error(error)
-    return 0
 
 
-def evaluate(checkpoint: Path, split: str, output: str | None, device_name: str) -> None:
-    trained = build_trained(checkpoint, device_name)
+def evaluate(checkpoint: Path, split: str, manifest: Path | None, output: str | None, device_name: str) -> int:
+    """Returns 1 where a row of the manifest has an error, else 0."""
+    trained = build_trained(checkpoint, device_name, manifest)
+    parts, saved = trained.parts, trained.saved
     for change in trained.changed:
         warn(f"{change} than in training")
+    for other in () if manifest else parts.other_rows(saved, split):
+        warn(f"{other}; the checkpoint was trained beside the former")
     if slow := slow_precision(**trained.placement):
         warn(f"the checkpoint was trained in bf16, and {slow}")
-    parts, saved = trained.parts, trained.saved
     metrics = trained.metrics.to(trained.placement["device"])
-    predictions = []
-    for batch, batch_output in predict(
-        parts.model, make_loader(parts.splits[split], trained.batch_size), **trained.placement
-    ):
-        metrics.update(batch_output, batch)
+    dataset, predictions = parts.splits["new" if manifest else split], []
+    for batch, batch_output in predict(parts.model, make_loader(dataset, trained.batch_size), **trained.placement):
+        if (batch["label"] >= 0).any():
+            metrics.update(*labelled(batch, batch_output))
         predictions += rows_of(batch, batch_output, parts.class_names)
     for line in untrained_absences(predictions, parts.model.fusion_head.absent):
         warn(line)
 
-    report = {
-        "checkpoint": str(checkpoint),
-        "epoch": saved["position"]["epoch"],
-        "step": saved["position"]["step"],
-        "split": split,
-        **make_report(metrics, predictions, parts.branches, parts.class_names),
-        "weights": parts.image_weights.description,
-        "groups": saved["groups"],
-    }
     run_folder = run_folder_of(checkpoint) or checkpoint.parent
-    folder = Path(output) if output else run_folder / "evaluation" / split
-    files = write_report(folder, report, predictions, metrics)
-    print(describe_report(report), f"\nwritten to {folder}: {files}", sep="\n")
+    folder = Path(output) if output else run_folder / "evaluation" / (manifest.stem if manifest else split)
+    rows = parts.source.complete(predictions) if manifest else predictions
+    cells = parts.source.cells() if manifest else [dataset.cells(i) for i in range(len(dataset))]
+    files = write_predictions(folder, with_cells(rows, cells))
+    if known := [row for row in predictions if row["label"]]:
+        report = {
+            "checkpoint": str(checkpoint),
+            "epoch": saved["position"]["epoch"],
+            "step": saved["position"]["step"],
+            "split": str(manifest or split),
+            **make_report(metrics, known, parts.branches, parts.class_names),
+            "weights": parts.image_weights.description,
+            "groups": saved["groups"],
+        }
+        files = f"{write_report(folder, report, metrics)}, {files}"
+        print(describe_report(report), end="\n\n")
+    print(f"written to {folder}: {files}")
+    if errors := [row for row in rows if row.get("error")]:
+        unread = sum("prediction" not in row for row in errors)
+        told = f"{len(errors)} of {len(rows)} rows have an error, {unread} of these no prediction"
+        print(f"error: {manifest}: {told}; see the column error of predictions.csv", file=sys.stderr)
+    return 1 if errors else 0
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ class EpochBatches(Sampler):
 
     def __iter__(self) -> Iterator[tuple[int, torch.Tensor]]:
         order = self._order(self.epoch) if self.kept is None else self._order_of_kept()
-        for indices in order.tensor_split(self.num_batches):
+        for indices in order.tensor_split(self.num_batches) if self.num_batches else ():
             yield self.epoch, indices
 
     def _order_of_kept(self) -> torch.Tensor:

@@ -31,8 +31,8 @@ from app.training.state import ModelState, OptimizerState, Position, State
 from app.training.step import TrainStep
 from data import assets
 from data.loaders import make_loader
-from data.source import Source, make_source
-from data.spec import MODALITIES, DataConfig, DataSpec
+from data.source import Source, make_new_rows, make_source
+from data.spec import MODALITIES, SPLITS, DataConfig, DataSpec
 from models.fusion_classifier import FusionClassifier, ModelConfig, build_fusion_classifier
 from models.pretrained import ImageWeights
 
@@ -51,6 +51,10 @@ class ModelAndData:
     @property
     def class_names(self) -> list[str]:
         return list(self.data_spec.class_names)
+
+    def other_rows(self, saved: dict[str, Any], *splits: str) -> list[str]:
+        """A line for each split whose rows are not those that a checkpoint was trained with."""
+        return [*self.data_spec.other_rows(DataSpec.from_dict(saved["data_spec"]), splits)]
 
     @property
     def branches(self) -> list[str]:
@@ -108,14 +112,26 @@ class Run:
 
 
 def build_model_and_data(
-    model_config: ModelConfig, data_config: DataConfig, *, seed: int, device: torch.device, saved: dict | None = None
+    model_config: ModelConfig,
+    data_config: DataConfig,
+    *,
+    seed: int,
+    device: torch.device,
+    saved: dict | None = None,
+    manifest: Path | None = None,
 ) -> ModelAndData:
-    """saved: a checkpoint, whose data spec and image weights count. No state of it is loaded.
+    """
+    Args:
+        saved: a checkpoint, whose data spec and image weights count. No state of it is loaded.
+        manifest: of other rows than those of the config, to be predicted: they are the only split, "new".
 
     Raises ValueError or FileNotFoundError for what cannot be built or had.
     """
     spec = DataSpec.from_dict(saved["data_spec"]) if saved else None
-    source = make_source(data_config, spec, modalities_of(model_config))
+    if manifest is not None:
+        source = make_new_rows(manifest, data_config, spec, modalities_of(model_config))
+    else:
+        source = make_source(data_config, spec, modalities_of(model_config))
     seed_everything("initial weights", seed)
     model, image_weights = build_fusion_classifier(
         **model_config.model_dump(),
@@ -222,7 +238,7 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
         afresh = state.load_state_dict(saved, resume_from)
         run.resumed_from, run.resumed_val = resume_from, saved["val"]
         changed = differences(saved["config"], tree) + changed_environment(saved, tree)
-        changed += parts.data_spec.other_rows(DataSpec.from_dict(saved["data_spec"]))
+        changed += parts.other_rows(saved, *SPLITS)
         run.notes = notes + [f"changed since then: {line}" for line in changed]
         run.notes += [f"starts afresh: {line}" for line in afresh] + learning_rates.below_min_lr
     elif config.learning_rates.stop_when_exhausted:
@@ -250,9 +266,12 @@ class Trained:
     changed: list[str]  # what it reads from the environment, and read otherwise in training
 
 
-def build_trained(checkpoint: Path, device_name: str) -> Trained:
+def build_trained(checkpoint: Path, device_name: str, manifest: Path | None = None) -> Trained:
     """Reads of the checkpoint's config only what a prediction needs: a variable of the environment that another key
-    reads may be missing."""
+    reads may be missing.
+
+    manifest: see build_model_and_data.
+    """
     saved = load_checkpoint(checkpoint)
     tree = saved["config"]
     if isinstance(tree["model"]["image_branch"], dict):
@@ -260,7 +279,7 @@ def build_trained(checkpoint: Path, device_name: str) -> Trained:
     used = ("data", "model", "loss", "run.seed", "run.precision")
     data, model_config, loss, seed, precision = (read_part(tree, key) for key in used)
     device = choose_device(device_name)
-    parts = build_model_and_data(model_config, data, seed=seed, device=device, saved=saved)
+    parts = build_model_and_data(model_config, data, seed=seed, device=device, saved=saved, manifest=manifest)
     load_model(parts.model, saved, checkpoint)
     objective = build_objective(loss, DataSpec.from_dict(saved["data_spec"]), device)
     changed = changed_environment(saved, tree, used)

@@ -71,13 +71,15 @@ def validate(
 
 
 def rows_of(batch: dict[str, torch.Tensor], output, class_names: list[str]) -> list[dict]:
-    """One row per sample: truth, prediction, its probability, which inputs it has ("image and sequence", "image only",
-    ...; of those that the model reads), and what each branch alone would have predicted: "" without its input."""
-    probability, prediction = output.logits.float().softmax(1).max(1)
+    """One row per sample: truth ("" where none is known), prediction, its probability, which inputs it has (of those
+    that the model reads), what each branch alone would have predicted ("" without its input), and the probability of
+    each class, as p(class)."""
+    probabilities = output.logits.float().softmax(1)
+    probability, prediction = probabilities.max(1)
     there = {branch: batch["present"][:, BRANCHES.index(branch)].tolist() for branch in output.unimodal_logits}
     columns = {
         "index": batch["index"].tolist(),
-        "label": [class_names[i] for i in batch["label"].tolist()],
+        "label": [class_names[i] if i >= 0 else "" for i in batch["label"].tolist()],
         "prediction": [class_names[i] for i in prediction.tolist()],
         "probability": [f"{p:.6f}" for p in probability.tolist()],
         "present": [_in_words(dict(zip(there, row, strict=True))) for row in zip(*there.values(), strict=True)],
@@ -85,7 +87,28 @@ def rows_of(batch: dict[str, torch.Tensor], output, class_names: list[str]) -> l
     for branch, logits in output.unimodal_logits.items():
         own = [class_names[i] for i in logits.argmax(1).tolist()]
         columns[branch] = [name if has else "" for name, has in zip(own, there[branch], strict=True)]
+    for name, of_class in zip(class_names, probabilities.T.tolist(), strict=True):
+        columns[f"p({name})"] = [f"{p:.6f}" for p in of_class]
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def labelled(batch: dict[str, torch.Tensor], output) -> tuple[tuple, dict[str, torch.Tensor]]:
+    """Output and batch, as ClassificationMetrics reads them, of the samples whose label is known; of the others it is
+    negative."""
+    known = batch["label"] >= 0
+    unimodal_logits = {branch: logits[known] for branch, logits in output.unimodal_logits.items()}
+    part = {"label": batch["label"][known], "present": batch["present"][known.to(batch["present"].device)]}
+    return output._replace(logits=output.logits[known], unimodal_logits=unimodal_logits), part
+
+
+def with_cells(rows: list[dict], cells: list[dict[str, str]]) -> list[dict]:
+    """Each row with the cells that it was made of; where both have a column of one name, that of the cells becomes
+    "input <name>"."""
+    taken = {name for row in rows for name in row}
+    return [
+        row | {f"input {name}" if name in taken else name: cell for name, cell in of_row.items()}
+        for row, of_row in zip(rows, cells, strict=True)
+    ]
 
 
 def _in_words(there: dict[str, bool]) -> str:

@@ -19,7 +19,7 @@ from app.records.run_log import to_json
 def make_report(
     metrics: ClassificationMetrics, predictions: list[dict], branches: list[str], class_names: list[str]
 ) -> dict[str, Any]:
-    """The figures of a split, as plain values. predictions: the rows of all its samples (see predictions.rows_of)."""
+    """The figures of a split, as plain values. predictions: the rows of its samples (see predictions.rows_of)."""
     values, samples = metrics.compute(), len(predictions)
     correct = sum(row["label"] == row["prediction"] for row in predictions)
     interval = binomtest(correct, samples).proportion_ci(confidence_level=0.95, method="wilson")
@@ -63,19 +63,30 @@ def untrained_absences(predictions: list[dict], absent: Mapping[str, torch.Tenso
     return lines
 
 
-def write_report(folder: Path, report: dict[str, Any], predictions: list[dict], metrics: ClassificationMetrics) -> str:
+def write_predictions(folder: Path, predictions: list[dict]) -> str:
+    """Returns the name of the file. Raises OSError that names the folder, where it cannot be written.
+
+    predictions: rows; a column that only some have is empty in the others.
+    """
+    names = dict.fromkeys(name for row in sorted(predictions, key=len, reverse=True) for name in row)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "predictions.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=[*names], restval="")
+            writer.writeheader()
+            writer.writerows(predictions)
+    return "predictions.csv"
+
+
+def write_report(folder: Path, report: dict[str, Any], metrics: ClassificationMetrics) -> str:
     """Returns the names of the files. Raises OSError that names the folder, where it cannot be written."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.json").write_text(to_json(report, indent=2) + "\n")
-        with open(folder / "predictions.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(predictions[0]))
-            writer.writeheader()
-            writer.writerows(predictions)
         title = f"{report['split']}: accuracy {report['accuracy']:.4f}, {report['samples']} samples"
         figure = confusion_figure(metrics.confusion_matrix(), report["class_names"], title)
         figure.savefig(folder / "confusion_matrix.png", dpi=120)
-    return "report.json, predictions.csv, confusion_matrix.png"
+    return "report.json, confusion_matrix.png"
 
 
 def describe_report(report: dict[str, Any]) -> str:

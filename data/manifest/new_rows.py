@@ -1,0 +1,76 @@
+"""Rows of another table, for a model that is trained already: its checkpoint says how they are read."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from data.manifest.check import check_files, unknown_labels
+from data.manifest.config import ManifestConfig
+from data.manifest.finding import Finding, refuse
+from data.manifest.source import Kept, ManifestRows
+from data.manifest.table import read_table
+from data.spec import DataSpec
+
+
+class NewRows:
+    """A source (see data/source.py) with one split, "new": the rows that can be predicted, in the table's order.
+
+    Args:
+        config, saved: of the checkpoint.
+
+    Attributes:
+        unreadable: by row number, why that row cannot be predicted.
+        unlabelled: by row number, what is wrong with its label; it can be predicted.
+
+    Raises FileNotFoundError, or Findings where the table as a whole cannot be read.
+    """
+
+    skipped: ClassVar[list[dict[str, str]]] = []
+    notes: ClassVar[list[str]] = []
+
+    def __init__(self, manifest: Path, config: ManifestConfig, saved: DataSpec, modalities: Sequence[str]):
+        self.config, self.spec, self.modalities = config, saved, tuple(modalities)
+        self.table = read_table(manifest, columns=config.columns, modalities=self.modalities, needs_label=False)
+        _, of_files = check_files(self.table, config, modalities, saved)
+        refuse(manifest, [finding for finding in of_files if finding.is_of_the_whole])
+        self.unreadable = _by_row([*self.table.findings, *of_files])
+        self.unlabelled = _by_row(unknown_labels(self.table, saved.class_names))
+        self.rows = [row for row in self.table.rows if row.number not in self.unreadable]
+
+    def complete(self, predictions: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """A row for each of the table's: `predictions` are those of "new". Each has its `error`, "" for none."""
+        predicted = iter(predictions)
+        return [
+            {"error": self.unreadable[row.number]}
+            if row.number in self.unreadable
+            else next(predicted) | {"error": self.unlabelled.get(row.number, "")}
+            for row in self.table.rows
+        ]
+
+    def cells(self) -> list[dict[str, str]]:
+        """Of each row of the table, by column."""
+        return [self.table.cells(row) for row in self.table.rows]
+
+    def splits(self, *, seed: int, image_mean: Sequence[float], image_std: Sequence[float]) -> dict[str, ManifestRows]:
+        return {
+            "new": ManifestRows(
+                self.table,
+                self.rows,
+                self.config,
+                self.spec,
+                self.modalities,
+                image_mean=image_mean,
+                image_std=image_std,
+                seed=seed,
+                training=False,
+                kept=Kept(0),  # each is read once
+            )
+        }
+
+
+def _by_row(findings: list[Finding]) -> dict[int, str]:
+    lines: dict[int, list[str]] = {}
+    for finding in findings:
+        where = ", ".join(text for text in (finding.column, finding.value) if text)
+        lines.setdefault(finding.row, []).append(f"{where} {finding.problem}" if where else finding.problem)
+    return {row: "; ".join(texts) for row, texts in lines.items()}
