@@ -10,9 +10,9 @@ import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
 from app.section import Section
-from data.manifest.containers import CHECKS
-from data.manifest.decoding import MAX_BYTES, decoding, printed_by_c, read_bytes, without_warnings
-from data.manifest.paths import BadFile
+from data.files.containers import CHECKS
+from data.files.decoding import MAX_BYTES, decoding, printed_by_c, read_bytes, without_warnings
+from data.files.paths import BadFile
 
 if TYPE_CHECKING:
     import torch

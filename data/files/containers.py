@@ -7,7 +7,7 @@ pipes write it) or, between two frames, in an MP3 without a count of them. FLAC 
 import struct
 import zlib
 
-from data.manifest.paths import BadFile
+from data.files.paths import BadFile
 
 _ANEW = "place the whole file there"
 _LENGTH_UNKNOWN = 0x7FFF0000  # what programs write into a WAV's header that cannot go back to it: this or more

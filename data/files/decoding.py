@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data.manifest.paths import BadFile
+from data.files.paths import BadFile
 
 MAX_BYTES = 2**31  # of a file, and of an array or a recording in it
 

@@ -15,9 +15,9 @@ from PIL.WebPImagePlugin import WebPImageFile
 from pydantic import Field, field_validator
 
 from app.section import Section
-from data.manifest import png
-from data.manifest.decoding import decoding, printed_by_c, read_bytes
-from data.manifest.paths import BadFile
+from data.files import png
+from data.files.decoding import decoding, printed_by_c, read_bytes
+from data.files.paths import BadFile
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Python prints what Pillow logs of a bad file
 
@@ -131,7 +131,9 @@ def to_unit(pixels: np.ndarray, value_range: tuple[float, float] | None) -> np.n
     if pixels.dtype == np.uint8:
         return np.divide(pixels, np.float32(255), dtype=np.float32)
     if value_range is None:
-        raise BadFile(f"holds {pixels.dtype} where all training images are of 8 bit; set value_range: [black, white]")
+        raise BadFile(
+            f"holds {pixels.dtype} where all training images are of 8 bit; set data.image.value_range=[black, white]"
+        )
     black, white = np.float32(value_range[0]), np.float32(value_range[1])
     return (pixels - black) / (white - black)
 
@@ -149,7 +151,9 @@ def _kind_of(content: bytes) -> str:
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise BadFile(f"has {width} x {height} pixels, above max_pixels {max_pixels}; make it smaller or raise that")
+        raise BadFile(
+            f"has {width} x {height} pixels, above data.image.max_pixels={max_pixels}; make it smaller, or raise that"
+        )
     if width * height == 0:
         raise BadFile(f"has {width} x {height} pixels; an image needs one at least")
 

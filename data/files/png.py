@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL.PngImagePlugin import PngImageFile
 
-from data.manifest.paths import BadFile
+from data.files.paths import BadFile
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type: grey, RGB, palette, grey with alpha, RGB with alpha

@@ -12,9 +12,9 @@ import numpy as np
 from pydantic import Field
 
 from app.section import Section
-from data.manifest.audio import AudioConfig, read_audio
-from data.manifest.decoding import MAX_BYTES, decoding, read_bytes
-from data.manifest.paths import BadFile
+from data.files.audio import AudioConfig, read_audio
+from data.files.decoding import MAX_BYTES, decoding, read_bytes
+from data.files.paths import BadFile
 
 _AUDIO = (".wav", ".flac", ".ogg", ".mp3")
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -107,7 +107,9 @@ def _in_rows(array: np.ndarray, layout: str) -> np.ndarray:
     if array.ndim == 1:
         return array[:, None]
     if layout == "TF" and array.shape[0] == 1 < array.shape[1]:
-        raise BadFile(f"has one frame of {array.shape[1]} features; a sequence needs two; did you mean layout: FT?")
+        raise BadFile(
+            f"has one frame of {array.shape[1]} features; a sequence needs two; did you mean data.sequence.layout=FT?"
+        )
     return array if layout == "TF" else array.T
 
 
@@ -196,7 +198,7 @@ def _filled(values: np.ndarray, frames: np.ndarray, fill: str, columns: tuple[st
         why = "is not finite; correct it" if np.isinf(value) else "is too large for float32; scale it"
         raise BadFile(f"has {value} at {place(infinite)}, which {why}")
     if fill == "error":
-        remedy = "correct it, or set fill: interpolate | zero"
+        remedy = "correct it, or set data.sequence.fill to interpolate or zero"
         raise BadFile(f"has {gaps.sum()} gaps (NaN or empty cells), the first at {place(gaps)}; {remedy}")
     if fill == "zero":
         frames[gaps] = 0

@@ -13,13 +13,13 @@ import torchaudio
 
 from app.messages import Findings
 from app.section import check_section
-from data.manifest import audio as audio_module
-from data.manifest import containers
-from data.manifest.audio import AudioConfig
-from data.manifest.paths import BadFile
-from data.manifest.sequences import Sequence, SequenceConfig, read_sequence
+from data.files import audio as audio_module
+from data.files import containers
+from data.files.audio import AudioConfig
+from data.files.paths import BadFile
+from data.files.sequences import Sequence, SequenceConfig, read_sequence
 from tests.conftest import replace
-from tests.data.manifest.damage import damaged_copies
+from tests.data.files.damage import damaged_copies
 
 RATE = 16000
 NOISE = np.random.default_rng(0).normal(size=RATE).astype(np.float32) * 0.1  # one second

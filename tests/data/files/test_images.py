@@ -14,9 +14,9 @@ from torchvision.io import ImageReadMode, decode_image
 
 from app.messages import Findings
 from app.section import check_section
-from data.manifest.images import ImageConfig, read_image, to_unit
-from data.manifest.paths import BadFile
-from tests.data.manifest.damage import damaged_copies
+from data.files.images import ImageConfig, read_image, to_unit
+from data.files.paths import BadFile
+from tests.data.files.damage import damaged_copies
 
 MANY = 10**8
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -381,7 +381,7 @@ def test_a_bomb_is_refused_by_its_header(depth, colour_type, complaint):
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, depth, colour_type, 0, 0, 0))
     bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
     line = complaint(bomb, ImageConfig().max_pixels)
-    assert "has 60000 x 60000 pixels, above max_pixels 89478485" in line
+    assert "has 60000 x 60000 pixels, above data.image.max_pixels=89478485" in line
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WebP", "BMP", "TIFF"])
@@ -389,7 +389,7 @@ def test_max_pixels_is_the_only_limit(kind, read, complaint, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)  # Pillow's own
     content = saved(Image.new("RGB", (10, 10)), kind)
     assert read(content, 100).shape == (3, 10, 10)
-    assert "has 10 x 10 pixels, above max_pixels 99" in complaint(content, 99)
+    assert "has 10 x 10 pixels, above data.image.max_pixels=99" in complaint(content, 99)
 
 
 def test_a_file_that_the_system_cannot_read(tmp_path):
@@ -490,7 +490,7 @@ def test_to_unit_is_black_0_and_white_1_and_clips_nothing():
     sixteen = np.array([[[1000, 3000, 2000, 0, 4000]]], np.uint16)
     same(to_unit(sixteen, (1000.0, 3000.0)), np.array([[[0, 1, 0.5, -0.5, 1.5]]]), np.float32)
     same(to_unit(np.array([[[-0.1, 0.7]]], np.float32), (-0.1, 0.7)), np.array([[[0, 1]]]), np.float32)
-    with pytest.raises(BadFile, match="holds uint16 .* set value_range"):
+    with pytest.raises(BadFile, match="holds uint16 .* set data.image.value_range"):
         to_unit(sixteen, None)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data.manifest import paths
-from data.manifest.paths import BadFile, resolve
+from data.files import paths
+from data.files.paths import BadFile, resolve
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs a POSIX file system")
 

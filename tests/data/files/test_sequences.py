@@ -10,10 +10,10 @@ import pytest
 
 from app.messages import Findings
 from app.section import check_section
-from data.manifest.audio import AudioConfig
-from data.manifest.paths import BadFile
-from data.manifest.sequences import Sequence, SequenceConfig, read_sequence
-from tests.data.manifest.damage import damaged_copies
+from data.files.audio import AudioConfig
+from data.files.paths import BadFile
+from data.files.sequences import Sequence, SequenceConfig, read_sequence
+from tests.data.files.damage import damaged_copies
 
 AUDIO = AudioConfig()
 
@@ -109,7 +109,7 @@ def test_arrays_of_one_dimension_and_in_fortran_order(read):
         (npy(np.zeros((0, 3))), "has no frames; a sequence needs two"),
         (npy(np.zeros((3, 0))), "has no features"),
         (npy(np.zeros(1)), "has one frame; a sequence needs two"),
-        (npy(np.zeros((1, 40))), "has one frame of 40 features; a sequence needs two; did you mean layout: FT?"),
+        (npy(np.zeros((1, 40))), "has one frame of 40 features; a sequence needs two; did you mean data.seq"),
         (npy([1.0, -np.inf]), "has -inf at frame 2 of 2, feature 1 of 1, which is not finite"),
         (npy([[0.0, 1], [3, -1e39]]), "has -1e+39 at frame 2 of 2, feature 2 of 2, which is too large for float32"),
         (npy([1.0, np.nan, np.nan]), "has 2 gaps (NaN or empty cells), the first at frame 2 of 3, feature 1 of 1;"),
@@ -135,7 +135,7 @@ def test_each_bad_array_has_words_of_its_own(content, words, complaint):
 def test_archives_hold_one_array_of_a_limited_size(complaint, read, monkeypatch):
     assert "holds 2 arrays (arr_0, arr_1); save the one that is meant" in complaint(npz(FRAMES, FRAMES), ".npz")
     assert "holds 0 arrays" in complaint(npz(), ".npz")
-    monkeypatch.setattr("data.manifest.sequences.MAX_BYTES", 2**20)
+    monkeypatch.setattr("data.files.sequences.MAX_BYTES", 2**20)
     bomb = npz(np.zeros(2**20, np.uint8), save=np.savez_compressed)
     assert len(bomb) < 2000 and "holds an array of 1048704 bytes, more than 1048576" in complaint(bomb, ".npz")
 
@@ -153,7 +153,7 @@ def test_an_archive_that_lies_about_its_size_is_not_unpacked(complaint):
 
 
 def test_a_file_above_the_limit_is_not_read(complaint, monkeypatch):
-    monkeypatch.setattr("data.manifest.decoding.MAX_BYTES", 100)
+    monkeypatch.setattr("data.files.decoding.MAX_BYTES", 100)
     assert "is larger than" in complaint(npy(FRAMES), ".npy")
 
 
@@ -205,7 +205,7 @@ def test_tables(text, frames, columns, read):
         ("x,y\n1,inf\n2,3\n", ".csv", "has inf at frame 1 of 2, feature 'y', which is not finite"),
         ("x,y\n1,1e39\n2,3\n", ".csv", "has 1e+39 at frame 1 of 2, feature 'y', which is too large for float32"),
         ("x,y\n1,2\n,3\nNA,4\n", ".csv", "has 2 gaps (NaN or empty cells), the first at frame 2 of 3, feature 'x'; "
-         "correct it, or set fill: interpolate | zero"),
+         "correct it, or set data.sequence.fill to interpolate or zero"),
         (b"x,\xe4\n1,2\n", ".csv", "is not UTF-8 (byte 2); save it as UTF-8"),
         ("x,y\n1,2\n".encode("utf-16"), ".csv", "is not UTF-8 (byte 0)"),
         ('x,y\n1,"' + "2" * 200_000 + "\n", ".csv", "is corrupt, cut off, or not a file of the kind .csv"),

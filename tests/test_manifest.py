@@ -1,0 +1,146 @@
+"""Your own data, from files to predictions: real processes on real PNG, WAV and CSV files."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from tests.example_data import main as make_example_data
+
+pytestmark = pytest.mark.slow
+QUICK = [
+    "run.epochs=1",
+    "run.limit_batches=3",
+    "data.image_size=32",
+    "run.device=cpu",
+    "model.image_branch.weights=none",
+]
+
+
+def call(*arguments, code=0):
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    assert make_example_data([str(folder), "--tones", "--takes", "1"]) == 0
+    return folder
+
+
+def train(table, runs, *overrides, code=0):
+    config = ["--config", "configs/manifest.yaml", f"data.manifest={table}", f"run.folder={runs}"]
+    return call("train.py", *config, *QUICK, *overrides, code=code)
+
+
+def predictions(folder):
+    with open(folder / "predictions.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_from_files_to_predictions(data, tmp_path):
+    """With rows that lack an image or a recording: training, report by what is there, new rows, broken new rows."""
+    call("-m", "app.commands.manifest", "check", data / "table.csv")
+    train(data / "table.csv", tmp_path)
+    best = tmp_path / "manifest" / "checkpoints" / "best.pt"
+    spec = torch.load(best, weights_only=True)["data_spec"]
+    assert spec["class_names"] == sorted(spec["class_names"]) and sum(spec["class_counts"]) == 120
+    assert all(n > 0 for n in spec["absent"]) and spec["num_features"] == 39
+
+    call("evaluate.py", "--checkpoint", best)
+    report = json.loads((tmp_path / "manifest" / "evaluation" / "test" / "report.json").read_text())
+    assert report["samples"] == 30 and len(report["by_present"]) == 3
+    of_test = predictions(tmp_path / "manifest" / "evaluation" / "test")
+
+    done = call("evaluate.py", "--checkpoint", best, "--manifest", data / "new.csv", "--output", tmp_path / "out")
+    assert "accuracy" not in done.stdout and [p.name for p in (tmp_path / "out").iterdir()] == ["predictions.csv"]
+    of_new = predictions(tmp_path / "out")
+    assert len(of_new) == 30 and {row["error"] for row in of_new} == {""}
+    shared = ("prediction", "probability", "present", "image_branch", "p(seven)", "image_path", "speaker")
+    assert [[row[name] for name in shared] for row in of_new] == [[row[name] for name in shared] for row in of_test]
+    assert sum(float(of_new[0][name]) for name in of_new[0] if name.startswith("p(")) == pytest.approx(1, abs=1e-4)
+
+    rows = (data / "new.csv").read_text().splitlines()
+    rows[3] = rows[3].replace(".wav", ".wave").replace(".png", ".pong")
+    (data / "broken.csv").write_text("\n".join(rows) + "\n")
+    done = call("evaluate.py", "--checkpoint", best, "--manifest", data / "broken.csv", code=1)
+    assert "1 of 30 rows have an error, 1 of these no prediction" in done.stderr
+    of_broken = predictions(tmp_path / "manifest" / "evaluation" / "broken")
+    assert of_broken[2]["prediction"] == "" and "is not there" in of_broken[2]["error"] and of_broken[2]["row"] == "4"
+    others = [{k: v for k, v in row.items() if k != "index"} for row in of_broken[:2] + of_broken[3:]]
+    assert others == [{k: v for k, v in row.items() if k != "index"} for row in of_new[:2] + of_new[3:]]
+
+
+def test_other_rows_are_told_on_resume_and_in_an_evaluation(data, tmp_path):
+    rows = (data / "table.csv").read_text().splitlines()
+    (data / "fewer.csv").write_text("\n".join(rows) + "\n")
+    train(data / "fewer.csv", tmp_path)
+    last_row = next(i for i in range(len(rows) - 1, 0, -1) if ",test," in rows[i])
+    (data / "fewer.csv").write_text("\n".join(rows[:last_row] + rows[last_row + 1 :]) + "\n")
+    done = train(data / "fewer.csv", tmp_path, "run.epochs=2", "--resume", "auto")
+    assert "changed since then: the rows of test: 30 rows, " in done.stdout and "-> 29 rows, " in done.stdout
+    assert "rows of train" not in done.stdout
+    done = call("evaluate.py", "--checkpoint", tmp_path / "manifest" / "checkpoints" / "best.pt", "--split", "val")
+    assert "the rows of" not in done.stdout
+    (data / "fewer.csv").write_text("\n".join(rows) + "\n")
+    last = tmp_path / "manifest" / "checkpoints" / "last.pt"
+    done = call("evaluate.py", "--checkpoint", last)
+    assert "warning: the rows of test: 29 rows, " in done.stdout
+
+
+def test_skipped_rows_stand_in_the_runs_folder(data, tmp_path):
+    rows = (data / "table.csv").read_text().splitlines()
+    rows[1] = rows[1].replace(".png", ".pong") if ".png" in rows[1] else rows[1].replace(".wav", ".wave")
+    (data / "bad.csv").write_text("\n".join(rows) + "\n")
+    assert "row 2, column " in train(data / "bad.csv", tmp_path, code=2).stderr
+    assert not (tmp_path / "manifest").exists()
+    done = train(data / "bad.csv", tmp_path, "data.on_error=skip")
+    assert "warning: rows are left out for 1 findings" in done.stdout
+    with open(tmp_path / "manifest" / "skipped_rows.csv", newline="") as file:
+        (skipped,) = csv.DictReader(file)
+    assert skipped["row"] == "2" and "is not there" in skipped["problem"]
+
+
+def test_a_folder_of_series_in_csv_files(data, tmp_path):
+    """One branch, (T, F) CSV files, no table; long series in windows, whose logits are averaged."""
+    one_branch = [
+        "model.image_branch=null",
+        "optimizer.groups={all: {params: ['*'], lr: 0.01}}",
+        "learning_rates.reductions=[]",
+        "data.max_length=60",
+        "data.too_long=window",
+        "data.windows=mean",
+    ]
+    quick = [value for value in QUICK if "image_branch" not in value]
+    config = ["--config", "configs/manifest.yaml", f"data.manifest={data / 'series'}", f"run.folder={tmp_path}"]
+    call("train.py", *config, *quick, *one_branch, "run.epochs=4", "run.limit_batches=null")
+    best = tmp_path / "manifest" / "checkpoints" / "best.pt"
+    spec = torch.load(best, weights_only=True)["data_spec"]
+    assert spec["class_names"] == ["running", "still", "walking"] and spec["feature_names"] == ["x", "y", "z"]
+    call("evaluate.py", "--checkpoint", best)
+    report = json.loads((tmp_path / "manifest" / "evaluation" / "test" / "report.json").read_text())
+    assert report["samples"] == 60 and report["accuracy"] > 0.8
+    assert {row["present"] for row in predictions(tmp_path / "manifest" / "evaluation" / "test")} == {"sequence"}
+
+    # The mean over windows, worked out from predictions of each window alone.
+    frames = np.loadtxt(data / "series" / "test" / "walking" / "000.csv", delimiter=",", skiprows=1)[:, 1:]
+    starts = [*range(0, len(frames) - 60, 60), len(frames) - 60]
+    for i, start in enumerate(starts):
+        np.save(data / f"window-{i}.npy", frames[start : start + 60])
+    np.save(data / "whole.npy", frames)
+    names = ["whole.npy", *(f"window-{i}.npy" for i in range(len(starts)))]
+    (data / "windows.csv").write_text("\n".join(["sequence", *names]) + "\n")
+    call("evaluate.py", "--checkpoint", best, "--manifest", data / "windows.csv")
+    whole, *windows = predictions(tmp_path / "manifest" / "evaluation" / "windows")
+    logits = [[np.log(float(row[f"p({name})"])) for name in spec["class_names"]] for row in windows]
+    means = np.exp(np.mean(logits, axis=0))  # each is a logit but for a constant of its row
+    found = [float(whole[f"p({name})"]) for name in spec["class_names"]]
+    np.testing.assert_allclose(found, means / means.sum(), atol=1e-4)
