@@ -114,16 +114,16 @@ def save_recording(
 def make_series(folder: Path) -> int:
     """Acceleration along three axes, 50 values a second, 1 to 3 seconds. Returns the number of files."""
     generator = np.random.default_rng(1)
-    steps_per_second = {"still": 0.0, "walking": 1.8, "running": 2.8}
+    gaits = {"still": (0.0, 0.0), "walking": (1.8, 1.0), "running": (2.8, 2.5)}  # steps a second, swing in m/s^2
     number = 0
-    for split, count in {"train": 60, "val": 20, "test": 20}.items():
-        for name, rate in steps_per_second.items():
+    for split, count in {"train": 150, "val": 30, "test": 30}.items():
+        for name, (rate, swing) in gaits.items():
             (folder / split / name).mkdir(parents=True, exist_ok=True)
             for i in range(count):
                 time = np.arange(generator.integers(50, 151)) / 50
                 phase = 2 * np.pi * (rate * generator.uniform(0.9, 1.1) * time + generator.uniform())
-                swing = np.stack([np.sin(phase), np.cos(phase), np.sin(2 * phase)], axis=1) * (rate > 0)
-                values = swing * generator.uniform(0.5, 1.5) + generator.normal(0, 0.5, swing.shape) + (0, 0, 9.81)
+                values = swing * np.stack([np.sin(phase), np.cos(phase), np.sin(2 * phase)], axis=1)
+                values = values * generator.uniform(0.6, 1.4) + generator.normal(0, 0.5, values.shape) + (0, 0, 9.81)
                 table = np.column_stack([time, values])
                 path = folder / split / name / f"{i:03}.csv"
                 np.savetxt(path, table, fmt="%.4f", delimiter=",", header="time,x,y,z", comments="")
