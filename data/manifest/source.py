@@ -216,7 +216,7 @@ class ManifestRows(Dataset):
         parts = [part for of_row in windows for part in of_row]
         length = torch.tensor([len(part) for part in parts])
         sequence = pad_sequence(parts, batch_first=True)  # (W, T, F)
-        if self.config.sequence.deltas:
+        if self.config.sequence.deltas and "sequence" in self.modalities:  # torchaudio takes no 0 features
             sequence = with_deltas(sequence, length)
         batch = {
             "image": torch.stack([self._image(row) for row in rows]),

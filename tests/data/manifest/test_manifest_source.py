@@ -195,6 +195,14 @@ def test_one_branch(source, rows):
     assert found.spec.absent == (6, 0)
 
 
+@pytest.mark.parametrize("deltas", [False, True])
+def test_a_model_that_reads_images_alone(source, deltas):
+    found = source(modalities=("image",), sequence={"deltas": deltas})
+    batch = split_of(found)[0, torch.arange(3)]
+    assert batch["present"].tolist() == [[True, False]] * 3 and batch["image"].shape == (3, 3, 8, 8)
+    assert batch["sequence"].shape == (3, 1, 0) and found.spec.num_features == 0
+
+
 def test_a_file_is_decoded_once_where_there_is_room(source, monkeypatch, tmp_path):
     found = source()
     reads = []
