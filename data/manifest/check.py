@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.messages import closest
+from data.manifest.columns import BRANCH_OF
 from data.manifest.config import ManifestConfig
 from data.manifest.facts import Facts, File, ImageFacts, SequenceFacts, read_facts
-from data.manifest.finding import Finding
+from data.manifest.finding import Finding, of_table
 from data.manifest.splits import class_names_of, label_findings, split_findings, split_of_rows
 from data.manifest.table import Row, Table, read_table
 from data.spec import SPLITS, DataSpec
@@ -67,6 +68,7 @@ def check(config: ManifestConfig, modalities: Sequence[str], saved: DataSpec | N
     split_column, label_column = table.columns.get("split"), table.columns["label"]
     rows, its_splits = [row for row, _ in usable], [split for _, split in usable]
     findings += split_findings(rows, its_splits, split_column=split_column, label_column=label_column)
+    findings += _not_in_training([row for row, split in usable if split == "train"], table, modalities)
     findings.sort(key=lambda finding: finding.row or 0)
     labels = {row.label for row in table.rows if row.label}
     notes = [table.line(finding) for finding in label_findings(labels, label_column=label_column)]
@@ -80,6 +82,14 @@ def _how_split(table: Table) -> str:
     near = closest("split", list(table.extra_columns))
     misspelt = f"; did you mean the column '{near}' to say the split? It is called split or subset" if near else ""
     return f"no column says the split: it is drawn by a hash of {by}{misspelt}"
+
+
+def _not_in_training(training: Sequence[Row], table: Table, modalities: Sequence[str]) -> Iterator[Finding]:
+    for modality in modalities:
+        if training and all(getattr(row, modality) is None for row in training):
+            remedy = f", or {BRANCH_OF[modality]}=null for a one-branch model" if len(modalities) > 1 else ""
+            problem = f"no training row has one, so nothing could be learnt from it; name files{remedy}"
+            yield of_table(problem, table.columns[modality])
 
 
 def unknown_labels(table: Table, class_names: tuple[str, ...]) -> list[Finding]:

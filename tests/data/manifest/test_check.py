@@ -120,6 +120,17 @@ def test_a_modality_that_is_not_read_is_not_looked_at(checked, rows):
     assert checked(("image",)).findings == []
 
 
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_a_modality_that_no_training_row_has(checked, rows, modality):
+    for row in rows[:6]:
+        row[modality] = ""
+    (line,) = lines_of(checked())
+    assert line.startswith(f"table.csv, column {modality}: no training row has one, ") and "=null for a one-b" in line
+    rows[0][modality] = rows[6][modality]
+    rows[6][modality] = "NA"
+    assert lines_of(checked()) == []
+
+
 def test_images_of_several_depths(checked, tmp_path):
     Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(tmp_path / "5.png")
     (line,) = lines_of(checked())
