@@ -39,7 +39,8 @@ class DataSpec:
         absent: training rows without their image, without their sequence.
         rows: by split, what tells its rows from others: their number and a digest, as text.
         feature_names: of the stored features, where the data name them.
-        image_range: the values of black and white in images of 16 bits or floating point; None without such images.
+        image_range: the values of black and white in images of 16 bits or floating point; None where the config does
+            not say them and the training split has no such images.
     """
 
     class_names: tuple[str, ...]

@@ -122,10 +122,11 @@ def describe(
             normalisation=measure(sequences) if config.sequence.normalise else unchanged(num_features),
             feature_names=next((fact.columns for fact in sequences if fact.columns), ()),
         )
+    if config.image.value_range:
+        return replace(spec, image_range=tuple(config.image.value_range))
     deep = [fact for fact in of_training.get("image", ()) if fact.depth != "uint8"]
     if deep:
-        measured_range = (min(fact.lowest for fact in deep), max(fact.highest for fact in deep))
-        spec = replace(spec, image_range=tuple(config.image.value_range or measured_range))
+        spec = replace(spec, image_range=(min(fact.lowest for fact in deep), max(fact.highest for fact in deep)))
     return spec
 
 

@@ -102,6 +102,13 @@ def test_images_of_16_bits_keep_their_depth(source, tmp_path, value_range):
     assert image.max() > 1
 
 
+def test_a_range_that_the_config_says_counts_where_all_training_images_are_of_8_bits(source, tmp_path):
+    Image.fromarray(np.full((8, 8), 2000, dtype=np.uint16)).save(tmp_path / "6.png")
+    found = source(image={"value_range": [1000, 3000]})
+    image = split_of(found, "val")[0, torch.tensor([0])]["image"][0]
+    torch.testing.assert_close(image[0], torch.full((8, 8), (0.5 - MEAN[0]) / STD[0]))
+
+
 def test_an_image_is_stretched_to_the_size_that_the_network_reads(source, tmp_path):
     half = np.zeros((40, 16, 3), dtype=np.uint8)
     half[:20, :, 0] = 255  # the upper half is red
