@@ -41,6 +41,8 @@ class DataSpec:
         feature_names: of the stored features, where the data name them.
         image_range: the values of black and white in images of 16 bits or floating point; None where the config does
             not say them and the training split has no such images.
+        image_depth: numpy's name for the type of the training images, which others must share; None where the config
+            says image_range, for then they may have any.
     """
 
     class_names: tuple[str, ...]
@@ -51,6 +53,7 @@ class DataSpec:
     rows: dict[str, str]
     feature_names: tuple[str, ...] = ()
     image_range: tuple[float, float] | None = None
+    image_depth: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""

@@ -109,8 +109,11 @@ def check_files(
     facts, problems = read_facts(dict.fromkeys(cell for cell in cells if cell[1] is not None), table.root, config)
     sequences = {file: fact for file, fact in facts.items() if isinstance(fact, SequenceFacts)}
     images = {file: fact for file, fact in facts.items() if isinstance(fact, ImageFacts)}
-    whole = [*_wrong_layout(sequences, config), *_mixed_depths(images, config)]
-    if not _wrong_layout(sequences, config):
+    # Of a checkpoint, layout and depth are known: what does not suit them is a matter of single files.
+    wrong_layout = [] if saved else _wrong_layout(sequences, config)
+    whole = [*wrong_layout, *([] if saved else _mixed_depths(images, config))]
+    problems |= _of_another_depth(images, saved)
+    if not wrong_layout:
         problems |= _unlike_the_others(sequences, saved)
     if config.max_length and config.too_long == "error":
         problems |= {
@@ -154,6 +157,18 @@ def _mixed_depths(images: dict[File, ImageFacts], config: ManifestConfig) -> Ite
         )
 
 
+def _of_another_depth(images: dict[File, ImageFacts], saved: DataSpec | None) -> dict[File, str]:
+    """8 bit is 0 to 255, another depth what was measured in training: the same picture would have other values."""
+    if saved is None or saved.image_depth is None:
+        return {}
+    return {
+        file: f"holds {fact.depth}, the images that the checkpoint was trained on {saved.image_depth}; convert it, or "
+        "train with data.image.value_range=[black, white]"
+        for file, fact in images.items()
+        if fact.depth != saved.image_depth
+    }
+
+
 def _unlike_the_others(sequences: dict[File, SequenceFacts], saved: DataSpec | None) -> dict[File, str]:
     """Another number of features, or other names of them, than most files have, or than the checkpoint's data."""
     if not sequences:
@@ -168,7 +183,8 @@ def _unlike_the_others(sequences: dict[File, SequenceFacts], saved: DataSpec | N
     problems = {}
     for file, fact in sequences.items():
         if len(fact.mean) != wanted:
-            problems[file] = f"has {len(fact.mean)} features, {whose} {wanted}; give each frame the same features"
+            remedy = "swap its rows and columns" if fact.length == wanted else "give each frame the same features"
+            problems[file] = f"has {len(fact.mean)} features, {whose} {wanted}; {remedy}"
         elif names and fact.columns and fact.columns != names:
             problems[file] = (
                 f"has the columns {', '.join(fact.columns)}, {whose} {', '.join(names)}; "

@@ -111,7 +111,7 @@ def describe(
         rows={split: fingerprint(rows[split], facts, modalities) for split in SPLITS},
     )
     if saved:
-        measured = ("num_features", "normalisation", "feature_names", "image_range")
+        measured = ("num_features", "normalisation", "feature_names", "image_range", "image_depth")
         return replace(spec, **{name: getattr(saved, name) for name in measured})
     if "sequence" in modalities:
         sequences = of_training["sequence"]
@@ -124,9 +124,10 @@ def describe(
         )
     if config.image.value_range:
         return replace(spec, image_range=tuple(config.image.value_range))
-    deep = [fact for fact in of_training.get("image", ()) if fact.depth != "uint8"]
-    if deep:
-        spec = replace(spec, image_range=(min(fact.lowest for fact in deep), max(fact.highest for fact in deep)))
+    if images := of_training.get("image"):  # all of one depth, as checked
+        spec = replace(spec, image_depth=images[0].depth)
+        if spec.image_depth != "uint8":
+            spec = replace(spec, image_range=(min(i.lowest for i in images), max(i.highest for i in images)))
     return spec
 
 

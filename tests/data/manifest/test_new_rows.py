@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from app.messages import Findings
 from data.manifest.config import ManifestConfig
@@ -91,11 +92,40 @@ def test_a_table_without_a_column_that_the_model_reads(trained, rows, tmp_path):
     assert len(read(trained, path, ("image",)).rows) == 10
 
 
-def test_a_layout_that_cannot_be_meant_refuses_the_table(trained, rows, tmp_path):
-    for i in range(10):
+def test_sequences_with_fewer_frames_than_features(trained, rows, tmp_path):
+    """They may be meant so, and are read as in training: a single one tells nothing of the layout."""
+    for i in range(1, 10):
         np.save(tmp_path / f"{i}.npy", np.ones((3, 40)))
-    with pytest.raises(Findings, match="have fewer frames than features"):
-        read(trained, write_rows(tmp_path / "new.csv", rows))
+    np.save(tmp_path / "0.npy", np.ones((2, 3)))
+    new = read(trained, write_rows(tmp_path / "new.csv", rows))
+    assert [row.number for row in new.rows] == [2] and "has 40 features, " in new.unreadable[3]
+    assert new.unreadable[3].endswith("the checkpoint's data have 3; swap its rows and columns")
+
+
+DEPTHS = {"uint8": np.uint8, "uint16": np.uint16, "float32": np.float32}
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_images_of_another_depth_than_in_training_are_not_predicted(rows, tmp_path, depth):
+    """Where the range of values was measured, there is none for another depth."""
+    (tmp_path / "old").mkdir()
+    old = good_rows(tmp_path / "old")
+    for i, row in enumerate(old):
+        row["image"] = f"{i}.tif"
+        Image.fromarray((np.eye(8) * (200 - i)).astype(DEPTHS[depth])).save(tmp_path / "old" / row["image"])
+    for row, (name, kind) in zip(rows, DEPTHS.items(), strict=False):
+        row["image"] = f"{name}.tif"
+        Image.fromarray(np.ones((8, 8), kind)).save(tmp_path / row["image"])
+    path = write_rows(tmp_path / "new.csv", rows[:3])
+
+    def unreadable(**image):
+        config = ManifestConfig(**MANIFEST, manifest=str(write_rows(tmp_path / "old" / "t.csv", old)), image=image)
+        return read((config, Manifest(config).spec), path).unreadable
+
+    lines = unreadable()
+    assert [name for name, row in zip(DEPTHS, (2, 3, 4), strict=True) if row not in lines] == [depth]
+    assert all(f"the images that the checkpoint was trained on {depth}; convert it, or" in v for v in lines.values())
+    assert unreadable(value_range=[0, 200]) == {}
 
 
 def test_a_model_of_another_source_reads_no_files(trained, config, tmp_path):
