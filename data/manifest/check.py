@@ -149,6 +149,9 @@ def _mixed_depths(images: dict[File, ImageFacts], config: ManifestConfig) -> Ite
     for (_, cell), fact in images.items():
         first.setdefault(fact.depth, cell)
     deep = [depth for depth in first if depth != "uint8"]
+    values = {value for fact in images.values() for value in (fact.lowest, fact.highest)}
+    if deep and len(values) == 1 and config.image.value_range is None:
+        yield f"all images have the one value {values.pop():g}; set data.image.value_range=[black, white]"
     if deep and len(first) > 1 and config.image.value_range is None:
         found = ", ".join(f"{depth} ({cell})" for depth, cell in first.items())
         yield (

@@ -138,6 +138,14 @@ def test_images_of_several_depths(checked, tmp_path):
     assert checked(image={"value_range": [0, 65535]}).findings == []
 
 
+def test_deep_images_of_one_value_have_no_range(checked, tmp_path):
+    for i in range(10):
+        Image.fromarray(np.full((8 + i, 8), 700, dtype=np.uint16)).save(tmp_path / f"{i}.png")
+    (line,) = lines_of(checked())
+    assert line == "table.csv: all images have the one value 700; set data.image.value_range=[black, white]"
+    assert checked(image={"value_range": [0, 65535]}).findings == []
+
+
 def test_a_class_that_only_bad_rows_have(checked, rows):
     for i in (1, 3, 5):  # all training rows of dogs
         rows[i]["image"] = "missing.png"
