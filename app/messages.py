@@ -123,10 +123,12 @@ def warn(text: str) -> None:
     print(f"warning: {text}")
 
 
-def progress_bar(loader: DataLoader, title: str) -> tqdm:
+def progress_bar(loader: DataLoader, title: str, unit: str = "step", scale: int = 1) -> tqdm:
+    """scale: units in a batch of the loader."""
     # In a log file a line every 10 seconds is plenty.
     pace = 0.1 if sys.stderr.isatty() else 10
-    return tqdm(loader, desc=title, unit="step", leave=False, dynamic_ncols=True, mininterval=pace)
+    shown = {"unit": unit, "unit_scale": scale if scale > 1 else False, "mininterval": pace}
+    return tqdm(loader, desc=title, leave=False, dynamic_ncols=True, delay=1, **shown)  # nothing of what takes no time
 
 
 def format_table(rows: list[tuple[str, ...]], left: tuple[int, ...] = (0,)) -> str:

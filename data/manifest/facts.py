@@ -50,7 +50,7 @@ def read_facts(files: Iterable[File], root: Path, config: ManifestConfig) -> tup
     workers = cores if len(files) >= _WORTH_PROCESSES else 0
     loader = DataLoader(_Chunks(chunks, root, config), batch_size=None, num_workers=workers, collate_fn=_as_they_are)
     facts, problems = {}, {}
-    with progress_bar(loader, "checking the files") as answers:
+    with progress_bar(loader, "checking", "file", _FILES_AT_ONCE) as answers:
         for chunk, answer in zip(chunks, answers, strict=True):
             for file, found in zip(chunk, answer, strict=True):
                 (problems if isinstance(found, str) else facts)[file] = found
