@@ -68,9 +68,11 @@ class Manifest:
 
 def skip_or_raise(checked: Checked, config: ManifestConfig) -> list[dict[str, str]]:
     """The findings of the rows that are left out. Raises Findings where they must not be."""
-    findings, bad = checked.findings, checked.bad_rows()
-    total, share = len(checked.table.rows), len(bad) / max(1, len(checked.table.rows))
+    findings = checked.findings
     whole = any(finding.is_of_the_whole for finding in findings)
+    files = {finding.value for finding in findings if finding.row is None and not finding.is_of_the_whole}
+    bad, total = len(checked.bad_rows()) + len(files), len(checked.table.rows) + len(files)
+    share = bad / max(1, total)
     if not findings:
         return []
     if config.on_error == "skip" and not whole and share <= config.skip_limit:
@@ -83,7 +85,7 @@ def skip_or_raise(checked: Checked, config: ManifestConfig) -> list[dict[str, st
         )
     if config.on_error == "skip" and share > config.skip_limit:
         lines.append(
-            f"data.skip_limit: {len(bad)} of {total} rows ({share:.1%}) cannot be used, allowed are "
+            f"data.skip_limit: {bad} of {total} rows ({share:.1%}) cannot be used, allowed are "
             f"{config.skip_limit:.1%}; mend them, or raise the limit"
         )
     raise Findings(lines)

@@ -173,7 +173,7 @@ def _findings_of_samples(rows: list[Row], modalities: Sequence[str]) -> Iterator
     for row in rows:
         if row.image is None and row.sequence is None:
             problem = f"has no {modalities[0]} beside it, and the model reads nothing else; add one, or move it away"
-            yield Finding(None, None, row.extra[0], problem)
+            yield Finding(row.number, None, row.extra[0], problem)
 
 
 def _findings_of_rows(

@@ -207,3 +207,18 @@ class TestOnError:
             rows[i]["image"] = "missing.png"
         with pytest.raises(Findings, match="no validation rows"):
             source(on_error="skip", skip_limit=1.0)
+
+    def test_files_of_a_folder_are_left_out_and_counted_too(self, tmp_path, rows):
+        for row in rows:
+            place = tmp_path / "set" / row["split"] / row["label"]
+            place.mkdir(parents=True, exist_ok=True)
+            for cell in (row["image"], row["sequence"]):
+                (tmp_path / cell).rename(place / cell)
+        (tmp_path / "set" / "train" / "cat" / "0.png").unlink()
+        (tmp_path / "set" / "train" / "dog" / "read me.txt").touch()
+        config = ManifestConfig(**MANIFEST, manifest=str(tmp_path / "set"), on_error="skip", skip_limit=0.18)
+        with pytest.raises(Findings, match=r"data.skip_limit: 2 of 11 rows \(18.2%\) cannot be used"):
+            Manifest(config, modalities=["image"])
+        found = Manifest(config.model_copy(update={"skip_limit": 0.19}), modalities=["image"])
+        assert found.spec.class_counts == (2, 3) and found.spec.absent == (0, 5)
+        assert [line["value"] for line in found.skipped] == ["train/dog/read me.txt", "train/cat/0.npy"]

@@ -34,7 +34,8 @@ def lines_of(path, **how):
 
 
 def findings_of(path, **how):
-    return [finding.line("set") for finding in read_table(path, **how).findings]
+    table = read_table(path, **how)
+    return [table.line(finding).replace(str(path), "set") for finding in table.findings]
 
 
 def test_files_of_one_stem_are_a_sample(tree):
