@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def evaluate(checkpoint: Path, split: str, manifest: Path | None, output: str | None, device_name: str) -> int:
-    """Returns 1 where a row of the manifest has an error, else 0."""
+    """Returns 1 where a row of the manifest, or a file of a folder, has an error, else 0."""
     trained = build_trained(checkpoint, device_name, manifest)
     parts, saved = trained.parts, trained.saved
     for change in trained.changed:
@@ -89,7 +89,9 @@ def evaluate(checkpoint: Path, split: str, manifest: Path | None, output: str | 
         unread = sum("prediction" not in row for row in errors)
         told = f"{len(errors)} of {len(rows)} rows have an error, {unread} of these no prediction"
         print(f"error: {manifest}: {told}; see the column error of predictions.csv", file=sys.stderr)
-    return 1 if errors else 0
+    for line in (not_rows := parts.source.not_rows if manifest else []):
+        print(f"error: {line}", file=sys.stderr)
+    return 1 if errors or not_rows else 0
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ class NewRows:
 
     Attributes:
         unreadable: by row number, why that row cannot be predicted.
+        not_rows: of a folder, a line for each file of which no row could be made.
         unlabelled: by row number, what is wrong with its label; it can be predicted.
 
     Raises FileNotFoundError, or Findings where the table as a whole cannot be read.
@@ -33,7 +34,9 @@ class NewRows:
         self.table = read_table(manifest, columns=config.columns, modalities=self.modalities, needs_label=False)
         _, of_files = check_files(self.table, config, modalities, saved)
         refuse(manifest, [finding for finding in of_files if finding.is_of_the_whole])
-        self.unreadable = _by_row([*self.table.findings, *of_files])
+        findings = [*self.table.findings, *of_files]
+        self.not_rows = [self.table.line(finding) for finding in findings if finding.row is None]
+        self.unreadable = _by_row([finding for finding in findings if finding.row is not None])
         self.unlabelled = _by_row(unknown_labels(self.table, saved.class_names))
         self.rows = [row for row in self.table.rows if row.number not in self.unreadable]
 

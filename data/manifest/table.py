@@ -89,7 +89,7 @@ def read_table(
     is_folder = stat.S_ISDIR(mode)
     if root is not None and not root.is_dir():
         findings.append(of_table(f"data.root: {shown(str(root), 1000)} is no folder"))
-    if is_folder and columns:
+    if is_folder and columns and needs_label:  # else they are those of the training
         findings.append(of_table("data.columns: a folder has no columns to choose from; leave it out"))
     refuse(path, findings if is_folder else findings + _unreadable(path, mode))
     if is_folder:

@@ -128,6 +128,20 @@ def test_images_of_another_depth_than_in_training_are_not_predicted(rows, tmp_pa
     assert unreadable(value_range=[0, 200]) == {}
 
 
+def test_files_of_a_folder_that_are_no_row_are_told(trained, rows, tmp_path):
+    place = tmp_path / "set" / "test" / "cat"
+    place.mkdir(parents=True)
+    for name in ("0.png", "1.npy", "1.png"):
+        (tmp_path / name).rename(place / name)
+    (place / "1.gif").touch()
+    new = read(trained, tmp_path / "set", ("image",))
+    assert [row.image for row in new.rows] == ["test/cat/0.png", "test/cat/1.png"] and new.unreadable == {}
+    (line,) = new.not_rows
+    assert line.startswith(f"{tmp_path / 'set'}, 'test/cat/1.gif': is no image (")
+    (place / "1.png").unlink()
+    assert read(trained, tmp_path / "set", ("image",)).unreadable[2].startswith("test/cat/1.npy has no image beside it")
+
+
 def test_a_model_of_another_source_reads_no_files(trained, config, tmp_path):
     with pytest.raises(ValueError, match="trained with data.source=digits, and says nothing of how files are read"):
         make_new_rows(tmp_path / "new.csv", config.data, trained[1], BOTH)
