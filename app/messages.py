@@ -5,7 +5,7 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -129,6 +129,14 @@ def progress_bar(loader: DataLoader, title: str, unit: str = "step", scale: int 
     pace = 0.1 if sys.stderr.isatty() else 10
     shown = {"unit": unit, "unit_scale": scale if scale > 1 else False, "mininterval": pace}
     return tqdm(loader, desc=title, leave=False, dynamic_ncols=True, delay=1, **shown)  # nothing of what takes no time
+
+
+def name_beside(taken: Collection[str], name: str, others: Collection[str]) -> str:
+    """For a column: `name`, or, where that is taken, "input <name>", which is none of the `others`."""
+    if name in taken:
+        while name in taken or name in others:
+            name = f"input {name}"
+    return name
 
 
 def format_table(rows: list[tuple[str, ...]], left: tuple[int, ...] = (0,)) -> str:

@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from app.evaluation.metrics import ClassificationMetrics
+from app.messages import name_beside
 from app.training.objective import BRANCHES
 from app.training.precision import autocast, to_device
 
@@ -106,7 +107,7 @@ def with_cells(rows: list[dict], cells: list[dict[str, str]]) -> list[dict]:
     "input <name>"."""
     taken = {name for row in rows for name in row}
     return [
-        row | {f"input {name}" if name in taken else name: cell for name, cell in of_row.items()}
+        row | {name_beside(taken, name, of_row): cell for name, cell in of_row.items()}
         for row, of_row in zip(rows, cells, strict=True)
     ]
 

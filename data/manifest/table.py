@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.messages import closest
+from app.messages import closest, name_beside
 from data.manifest.cells import SUFFIXES, Cells, read_cells
 from data.manifest.columns import BRANCH_OF, MISSING, ROLES, roles_of_columns
 from data.manifest.finding import Finding, of_table, refuse, shown
@@ -55,9 +55,11 @@ class Table:
     findings: list[Finding]
 
     def cells(self, row: Row) -> dict[str, str]:
-        """The row's number and its cells, by column; "" where there is none."""
+        """The row's number, as "row", and its cells, by column; "" where there is none. A column called "row" gets
+        another name."""
         roles = {column: getattr(row, role) or "" for role, column in self.columns.items()}
-        return {"row": str(row.number)} | roles | dict(zip(self.extra_columns, row.extra, strict=True))
+        cells = roles | dict(zip(self.extra_columns, row.extra, strict=True))
+        return {"row": str(row.number)} | {name_beside(["row"], name, cells): cell for name, cell in cells.items()}
 
     def line(self, finding: Finding) -> str:
         """The rows of a folder are none to its owner."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from app.evaluation.metrics import ClassificationMetrics
-from app.evaluation.predictions import predict, validate
+from app.evaluation.predictions import predict, validate, with_cells
 from app.training.objective import Objective
 
 CPU = {"device": torch.device("cpu"), "precision": "fp32"}
@@ -71,3 +71,10 @@ def test_windows_of_a_sample_give_the_mean_of_what_each_gives_alone(small_model,
         for branch, logits in output.unimodal_logits.items():
             mean = torch.cat([one.unimodal_logits[branch] for one in alone]).mean(0)
             torch.testing.assert_close(logits[row], mean)
+
+
+def test_no_column_of_the_input_is_lost_under_a_name_that_is_taken():
+    rows = [{"index": 0, "label": "a"}, {"error": "e"}]
+    cells = [{"row": "2", "label": "b", "input label": "c", "error": "d"}] * 2
+    kept = {"row": "2", "input input label": "b", "input label": "c", "input error": "d"}
+    assert with_cells(rows, cells) == [row | kept for row in rows]

@@ -75,6 +75,18 @@ def test_those_words_are_text_elsewhere(written):
     assert table.findings == []
 
 
+def test_the_cells_of_a_row_keep_a_column_that_is_called_row(written):
+    table = read_table(written("row,image,wav,label,input row\n7,a.png,a.wav,cat,x\n"))
+    assert table.cells(table.rows[0]) == {
+        "row": "2",
+        "image": "a.png",
+        "wav": "a.wav",
+        "label": "cat",
+        "input input row": "7",
+        "input row": "x",
+    }
+
+
 def test_lines_of_json_by_role(written):
     path = written(
         '{"image": "a.png", "audio": null, "label": 3, "age": 7.50}\n{"audio": "b.wav", "label": true}\n', "m.JSONL"
