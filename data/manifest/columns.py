@@ -38,20 +38,25 @@ SPLIT_OF_WORD = {word: split for split, words in SPLIT_WORDS.items() for word in
 def roles_of_columns(
     names: list[str], chosen: Mapping[str, str], modalities: Sequence[str], needs_label: bool
 ) -> tuple[dict[str, int], list[Finding]]:
-    """Role -> position of its column, and what is wrong with the header and with data.columns (`chosen`)."""
+    """Role -> position of its column, and what is wrong with the header and with data.columns (`chosen`).
+
+    For a prediction (not needs_label) split, group and id are no roles, and `chosen` is that of the training.
+    """
     findings = []
+    roles = [role for role in ROLES if needs_label or role in (*modalities, "label")]
     for name in sorted({name for name in names if names.count(name) > 1}):
         findings.append(of_table(f"the header has {names.count(name)} columns of this name; rename all but one", name))
     optional = () if needs_label else [role for role in ROLES if role not in modalities]
     place, wrong_choices = _chosen_columns(names, chosen, optional)
     findings += wrong_choices
-    for role in ROLES:
+    for role in roles:
         found = [i for i in _named_like(ROLES[role], names) if i not in place.values()]
         if role in chosen or not found or (role in BRANCH_OF and role not in modalities):
             continue
         if len({names[i] for i in found}) > 1:
             listed = " and ".join(f"'{shown(names[i])}'" for i in found)
             remedy = f"say which it is, e.g. data.columns={{{role}: {shown(names[found[-1]])}}}"
+            remedy = remedy if needs_label else "rename all but one"
             findings.append(of_table(f"columns {listed} can all be the {role}; {remedy}"))
         place[role] = found[0]
     needed = [*modalities, *(["label"] if needs_label else [])]
@@ -106,7 +111,9 @@ def _missing_column(role: str, free: list[str], modalities: Sequence[str], needs
     near = next((name for allowed in ROLES[role] if (name := closest(allowed, free))), None)
     columns = f"the file has {_listed(free)}" if free else "the file has no other column"
     columns += f" (is it '{shown(near)}'?)" if near else ""
-    remedy = f"rename one, or data.columns={{{role}: {shown(near) if near else 'ITS_NAME'}}}"
+    remedy = "rename one"
+    if needs_label:
+        remedy += f", or data.columns={{{role}: {shown(near) if near else 'ITS_NAME'}}}"
     if role in BRANCH_OF and len(modalities) > 1 and needs_label:
         remedy += f", or {BRANCH_OF[role]}=null for a one-branch model"
     elif role in BRANCH_OF and len(modalities) > 1:

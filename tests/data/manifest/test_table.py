@@ -204,6 +204,18 @@ def test_prediction_needs_no_label(written):
     assert findings_of(written("image,wav,label\na.png,a.wav,\nb.png,b.wav,cat\n"), needs_label=False) == []
 
 
+def test_prediction_knows_no_split_group_and_id(written):
+    """Their columns travel along, however many there are. No remedy names data.columns: it is that of the training."""
+    path = written("image,wav,speaker,subject,split,subset,id\na.png,a.wav,s,t,u,v,1\nb.png,b.wav,,,,,1\n")
+    table = read_table(path, needs_label=False)
+    assert table.findings == [] and table.columns == {"image": "image", "sequence": "wav"}
+    assert table.rows[0].extra == ("s", "t", "u", "v", "1")
+    (line,) = lines_of(written("image,wav,label,class\na,b,c,d\n"), needs_label=False)
+    assert line == "columns 'label' and 'class' can all be the label; rename all but one"
+    (line,) = lines_of(written("image,kind\na,b\n"), needs_label=False)
+    assert line.endswith("rename one, or add it as an empty column: no row then has one")
+
+
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
