@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from app.commands.build import build_trained
-from app.evaluation.predictions import labelled, predict, rows_of, with_cells
+from app.evaluation.predictions import labelled, predict, row_names, rows_of, with_cells
 from app.evaluation.report import (
     describe_report,
     make_report,
@@ -26,6 +26,7 @@ from app.records.run_config import DEVICES
 from app.records.run_folder import run_folder_of
 from app.training.precision import slow_precision
 from data.loaders import make_loader
+from data.spec import SPLITS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,8 +69,9 @@ def evaluate(checkpoint: Path, split: str, manifest: Path | None, output: str | 
         warn(line)
 
     run_folder = run_folder_of(checkpoint) or checkpoint.parent
-    folder = Path(output) if output else run_folder / "evaluation" / (manifest.stem if manifest else split)
-    rows = parts.source.complete(predictions) if manifest else predictions
+    folder = Path(output) if output else run_folder / "evaluation" / (name_of(manifest) if manifest else split)
+    names = row_names(parts.branches, parts.class_names)
+    rows = parts.source.complete(predictions, names) if manifest else predictions
     cells = parts.source.cells() if manifest else [dataset.cells(i) for i in range(len(dataset))]
     files = write_predictions(folder, with_cells(rows, cells))
     if known := [row for row in predictions if row["label"]]:
@@ -86,12 +88,18 @@ def evaluate(checkpoint: Path, split: str, manifest: Path | None, output: str | 
         print(describe_report(report), end="\n\n")
     print(f"written to {folder}: {files}")
     if errors := [row for row in rows if row.get("error")]:
-        unread = sum("prediction" not in row for row in errors)
+        unread = sum(not row["prediction"] for row in errors)
         told = f"{len(errors)} of {len(rows)} rows have an error, {unread} of these no prediction"
         print(f"error: {manifest}: {told}; see the column error of predictions.csv", file=sys.stderr)
     for line in (not_rows := parts.source.not_rows if manifest else []):
         print(f"error: {line}", file=sys.stderr)
     return 1 if errors or not_rows else 0
+
+
+def name_of(manifest: Path) -> str:
+    """For the folder of its predictions, which is not that of a split."""
+    name = manifest.resolve().stem
+    return f"{name}-table" if name in SPLITS else name
 
 
 if __name__ == "__main__":

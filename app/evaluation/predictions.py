@@ -1,6 +1,6 @@
 """A pass over a split: the model's output for each batch, and one row for each sample."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
@@ -93,6 +93,15 @@ def rows_of(batch: dict[str, torch.Tensor], output, class_names: list[str]) -> l
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
+def row_names(branches: Iterable[str], class_names: Iterable[str]) -> list[str]:
+    """The columns of rows_of."""
+    return [
+        *("index", "label", "prediction", "probability", "present"),
+        *branches,
+        *(f"p({name})" for name in class_names),
+    ]
+
+
 def labelled(batch: dict[str, torch.Tensor], output) -> tuple[tuple, dict[str, torch.Tensor]]:
     """Output and batch, as ClassificationMetrics reads them, of the samples whose label is known; of the others it is
     negative."""
@@ -103,9 +112,9 @@ def labelled(batch: dict[str, torch.Tensor], output) -> tuple[tuple, dict[str, t
 
 
 def with_cells(rows: list[dict], cells: list[dict[str, str]]) -> list[dict]:
-    """Each row with the cells that it was made of; where both have a column of one name, that of the cells becomes
-    "input <name>"."""
-    taken = {name for row in rows for name in row}
+    """Each row, all of the same columns, with the cells that it was made of; where both have a column of one name, that
+    of the cells becomes "input <name>"."""
+    taken = rows[0].keys() if rows else ()
     return [
         row | {name_beside(taken, name, of_row): cell for name, cell in of_row.items()}
         for row, of_row in zip(rows, cells, strict=True)

@@ -15,6 +15,8 @@ from app.evaluation.predictions import INPUTS
 from app.messages import format_table, writing
 from app.records.run_log import to_json
 
+REPORT = ("report.json", "confusion_matrix.png")
+
 
 def make_report(
     metrics: ClassificationMetrics, predictions: list[dict], branches: list[str], class_names: list[str]
@@ -64,15 +66,16 @@ def untrained_absences(predictions: list[dict], absent: Mapping[str, torch.Tenso
 
 
 def write_predictions(folder: Path, predictions: list[dict]) -> str:
-    """Returns the name of the file. Raises OSError that names the folder, where it cannot be written.
+    """Returns the name of the file. A report that the folder has already is removed: it is of other predictions.
 
-    predictions: rows; a column that only some have is empty in the others.
+    Raises OSError that names the folder, where it cannot be written.
     """
-    names = dict.fromkeys(name for row in sorted(predictions, key=len, reverse=True) for name in row)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        for name in REPORT:
+            (folder / name).unlink(missing_ok=True)
         with open(folder / "predictions.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=[*names], restval="")
+            writer = csv.DictWriter(file, fieldnames=[*predictions[0]])
             writer.writeheader()
             writer.writerows(predictions)
     return "predictions.csv"
@@ -82,11 +85,11 @@ def write_report(folder: Path, report: dict[str, Any], metrics: ClassificationMe
     """Returns the names of the files. Raises OSError that names the folder, where it cannot be written."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.json").write_text(to_json(report, indent=2) + "\n")
+        (folder / REPORT[0]).write_text(to_json(report, indent=2) + "\n")
         title = f"{report['split']}: accuracy {report['accuracy']:.4f}, {report['samples']} samples"
         figure = confusion_figure(metrics.confusion_matrix(), report["class_names"], title)
-        figure.savefig(folder / "confusion_matrix.png", dpi=120)
-    return "report.json, confusion_matrix.png"
+        figure.savefig(folder / REPORT[1], dpi=120)
+    return ", ".join(REPORT)
 
 
 def describe_report(report: dict[str, Any]) -> str:

@@ -40,11 +40,12 @@ class NewRows:
         self.unlabelled = _by_row(unknown_labels(self.table, saved.class_names))
         self.rows = [row for row in self.table.rows if row.number not in self.unreadable]
 
-    def complete(self, predictions: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        """A row for each of the table's: `predictions` are those of "new". Each has its `error`, "" for none."""
-        predicted = iter(predictions)
+    def complete(self, predictions: Iterable[dict[str, Any]], names: Iterable[str]) -> list[dict[str, Any]]:
+        """A row for each of the table's: `predictions` are those of "new", with the columns `names`, which are empty
+        in the others. Each has its `error`, "" for none."""
+        predicted, nothing = iter(predictions), dict.fromkeys(names, "")
         return [
-            {"error": self.unreadable[row.number]}
+            nothing | {"error": self.unreadable[row.number]}
             if row.number in self.unreadable
             else next(predicted) | {"error": self.unlabelled.get(row.number, "")}
             for row in self.table.rows

@@ -74,7 +74,7 @@ def test_windows_of_a_sample_give_the_mean_of_what_each_gives_alone(small_model,
 
 
 def test_no_column_of_the_input_is_lost_under_a_name_that_is_taken():
-    rows = [{"index": 0, "label": "a"}, {"error": "e"}]
+    rows = [{"index": 0, "label": "a", "error": ""}, {"index": "", "label": "", "error": "e"}]
     cells = [{"row": "2", "label": "b", "input label": "c", "error": "d"}] * 2
     kept = {"row": "2", "input input label": "b", "input label": "c", "input error": "d"}
     assert with_cells(rows, cells) == [row | kept for row in rows]

@@ -1,9 +1,20 @@
+from pathlib import Path
+
 import pytest
 import torch
 
+import evaluate
 from app.evaluation.metrics import ClassificationMetrics
-from app.evaluation.predictions import rows_of
-from app.evaluation.report import accuracy_by_present, describe_report, make_report, untrained_absences
+from app.evaluation.predictions import row_names, rows_of
+from app.evaluation.report import (
+    REPORT,
+    accuracy_by_present,
+    describe_report,
+    make_report,
+    untrained_absences,
+    write_predictions,
+    write_report,
+)
 from app.training.objective import Objective
 from models.fusion_classifier import Output
 
@@ -67,6 +78,31 @@ def test_the_text_speaks_of_it_only_where_a_sample_lacks_what_the_model_reads(
     report, text = described(*evaluated([present] * 6, branches), branches)
     assert report["by_present"] == {by_present: {"samples": 6, "accuracy": pytest.approx(4 / 6)}}
     assert (f"\n{by_present} " in text) == shown
+
+
+def test_rows_have_the_columns_that_are_named_for_a_table_without_any(evaluated):
+    _, rows = evaluated([[1, 1]] * 6, BRANCHES)
+    assert {tuple(row) for row in rows} == {tuple(row_names(BRANCHES, NAMES))}
+
+
+def test_predictions_without_a_report_leave_none_of_others_beside_them(evaluated, tmp_path):
+    metrics, rows = evaluated([[1, 1]] * 6, BRANCHES)
+    report, _ = described(metrics, rows, BRANCHES)
+    write_predictions(tmp_path, rows)
+    write_report(tmp_path, report, metrics)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*REPORT, "predictions.csv"])
+    write_predictions(tmp_path, rows[:2])
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.csv"]
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("table", "name"), [("new.csv", "new"), ("test.csv", "test-table"), ("val", "val-table"), (".", "here")]
+)
+def test_the_folder_of_a_tables_predictions_is_never_that_of_a_split(tmp_path, monkeypatch, table, name):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert evaluate.name_of(Path(table)) == name
 
 
 def test_what_stands_in_for_an_input_and_was_never_trained_is_named(evaluated):

@@ -64,8 +64,8 @@ def test_each_row_comes_back_in_its_place_with_its_error(trained, rows, tmp_path
     batch = split[0, torch.arange(len(split))]
     assert batch["label"].tolist() == [1, -1, -1, 1, 1, 1, 1]
     assert batch["present"].tolist() == [[True, True]] * 3 + [[True, False]] + [[True, True]] * 3
-    full = new.complete({"prediction": i} for i in range(len(split)))
-    assert [row.get("prediction") for row in full] == [None, 0, 1, 2, 3, 4, None, 5, None, 6]
+    full = new.complete([{"prediction": i} for i in range(len(split))], ["prediction"])
+    assert [row["prediction"] for row in full] == ["", 0, 1, 2, 3, 4, "", 5, "", 6]
     assert full[0]["error"].startswith("image, ../old/0.png leads out of ")
     assert full[8]["error"].startswith("sequence, 8.npy has 4 features, the checkpoint's data have 3; ")
     assert full[1]["error"] == "" and "cow" in full[2]["error"]
