@@ -45,9 +45,11 @@ def confusion_figure(counts: torch.Tensor, class_names: list[str], title: str) -
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     picture = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(picture, ax=axes, label="share of the true class", shrink=0.8)
-    axes.set(xlabel="predicted class", ylabel="true class", title=title)
-    axes.set_xticks(range(len(class_names)), class_names, rotation=90 if len(class_names) > 12 else 0)
-    axes.set_yticks(range(len(class_names)), class_names)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    plain = {"parse_math": False}  # a name may have a $
+    axes.set_title(title, **plain)
+    axes.set_xticks(range(len(class_names)), class_names, rotation=90 if len(class_names) > 12 else 0, **plain)
+    axes.set_yticks(range(len(class_names)), class_names, **plain)
     if len(class_names) <= 20:
         for (row, column), count in np.ndenumerate(counts.numpy()):
             if count:

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,9 @@ def write_report(folder: Path, report: dict[str, Any], metrics: ClassificationMe
         (folder / REPORT[0]).write_text(to_json(report, indent=2) + "\n")
         title = f"{report['split']}: accuracy {report['accuracy']:.4f}, {report['samples']} samples"
         figure = confusion_figure(metrics.confusion_matrix(), report["class_names"], title)
-        figure.savefig(folder / REPORT[1], dpi=120)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # of a name in letters that the font lacks
+            figure.savefig(folder / REPORT[1], dpi=120)
     return ", ".join(REPORT)
 
 

@@ -96,6 +96,17 @@ def test_predictions_without_a_report_leave_none_of_others_beside_them(evaluated
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 3
 
 
+@pytest.mark.filterwarnings("error")
+def test_class_names_are_drawn_as_they_are(tmp_path):
+    names = [r"$\foo$", "日本"]
+    metrics = ClassificationMetrics(names, [], Objective())
+    label = torch.tensor([0, 1])
+    metrics.update(Output(torch.eye(2), {}, {}), {"label": label})
+    report = {"split": "$a_$.csv", "accuracy": 1.0, "samples": 2, "class_names": names}
+    assert write_report(tmp_path, report, metrics) == "report.json, confusion_matrix.png"
+    assert (tmp_path / "confusion_matrix.png").stat().st_size > 0
+
+
 @pytest.mark.parametrize(
     ("table", "name"), [("new.csv", "new"), ("test.csv", "test-table"), ("val", "val-table"), (".", "here")]
 )
