@@ -113,7 +113,9 @@ def describe(
         rows={split: fingerprint(rows[split], facts, modalities) for split in SPLITS},
     )
     if saved:
-        measured = ("num_features", "normalisation", "feature_names", "image_range", "image_depth")
+        # Not that of the checkpoint: make_source holds it against that, as data.sequence.deltas may have changed.
+        spec = replace(spec, num_features=len(saved.normalisation["mean"]) * (3 if config.sequence.deltas else 1))
+        measured = ("normalisation", "feature_names", "image_range", "image_depth")
         return replace(spec, **{name: getattr(saved, name) for name in measured})
     if "sequence" in modalities:
         sequences = of_training["sequence"]

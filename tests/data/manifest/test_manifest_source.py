@@ -6,10 +6,12 @@ import torch
 from PIL import Image
 from torchaudio.functional import compute_deltas
 
+from data.files.sequences import SequenceConfig
 from data.loaders import make_loader
 from data.manifest import source as source_module
 from data.manifest.config import ManifestConfig
 from data.manifest.source import Manifest
+from data.source import make_source
 from data.spec import DataSpec
 from tests.data.manifest.tables import MANIFEST, good_rows, write_rows
 
@@ -177,6 +179,14 @@ def test_a_checkpoints_preprocessing_counts(source, rows, tmp_path):
         ValueError, match="row 2, column label, 'bird': is no class of the checkpoint, which has cat, dog"
     ):
         source(saved)
+
+
+def test_a_resume_with_other_deltas_is_refused(source):
+    before = source(sequence={"deltas": True})
+    assert make_source(before.config, before.spec).spec == before.spec
+    other = before.config.model_copy(update={"sequence": SequenceConfig(deltas=False)})
+    with pytest.raises(ValueError, match="manifest has num_features 3, the checkpoint's data have 9; give"):
+        make_source(other, before.spec)
 
 
 def test_rows_are_told_from_others_by_content_label_and_order(source, rows, tmp_path):
