@@ -1,6 +1,7 @@
 """What the files of a table hold: each read once, on all cores."""
 
 import hashlib
+import multiprocessing
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -47,7 +48,7 @@ def read_facts(files: Iterable[File], root: Path, config: ManifestConfig) -> tup
     files = list(files)
     chunks = [files[i : i + _FILES_AT_ONCE] for i in range(0, len(files), _FILES_AT_ONCE)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = cores if len(files) >= _WORTH_PROCESSES else 0
+    workers = cores if len(files) >= _WORTH_PROCESSES and _has_semaphores() else 0
     loader = DataLoader(_Chunks(chunks, root, config), batch_size=None, num_workers=workers, collate_fn=_as_they_are)
     facts, problems = {}, {}
     with progress_bar(loader, "checking", "file", _FILES_AT_ONCE) as answers:
@@ -55,6 +56,15 @@ def read_facts(files: Iterable[File], root: Path, config: ManifestConfig) -> tup
             for file, found in zip(chunk, answer, strict=True):
                 (problems if isinstance(found, str) else facts)[file] = found
     return facts, problems
+
+
+def _has_semaphores() -> bool:
+    """Without them, as where /dev/shm is full or missing, no processes can be led."""
+    try:
+        multiprocessing.Semaphore()
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 def _as_they_are(answer: list[Facts | str]) -> list[Facts | str]:

@@ -1,3 +1,6 @@
+import errno
+import multiprocessing
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -54,6 +57,16 @@ def test_what_is_told_of_each_file(checked, rows, tmp_path, monkeypatch, workers
     np.testing.assert_allclose(sequence.spread, frames.var(0) * 10, rtol=1e-12)
     (line,) = lines_of(found)
     assert line.startswith("table.csv row 5, column sequence, 'missing.npy': is not there")
+
+
+def test_where_no_processes_can_be_started_this_one_reads_all(checked, monkeypatch):
+    def no_space():
+        raise OSError(errno.ENOSPC, "No space left on device")  # of a full /dev/shm
+
+    monkeypatch.setattr(facts, "_WORTH_PROCESSES", 1)
+    monkeypatch.setattr(multiprocessing, "Semaphore", no_space)
+    monkeypatch.setattr(multiprocessing.context.BaseContext, "Lock", lambda self: no_space())
+    assert len(checked().facts) == 20
 
 
 def test_findings_of_rows_that_share_a_file_and_of_both_modalities(checked, rows, tmp_path):
