@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from app.commands.build import build_trained
+from app.commands.open_run import SKIPPED
 from app.evaluation.predictions import labelled, predict, row_names, rows_of, with_cells
 from app.evaluation.report import (
     describe_report,
@@ -57,6 +58,8 @@ def evaluate(checkpoint: Path, split: str, manifest: Path | None, output: str | 
         warn(f"{change} than in training")
     for other in () if manifest else parts.other_rows(saved, split):
         warn(f"{other}; the checkpoint was trained beside the former")
+    if skipped := parts.source.skipped:
+        warn(f"rows are left out for {len(skipped)} findings (data.on_error=skip), see {SKIPPED} of the run")
     if slow := slow_precision(**trained.placement):
         warn(f"the checkpoint was trained in bf16, and {slow}")
     metrics = trained.metrics.to(trained.placement["device"])

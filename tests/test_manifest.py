@@ -107,6 +107,8 @@ def test_skipped_rows_stand_in_the_runs_folder(data, tmp_path):
     with open(tmp_path / "manifest" / "skipped_rows.csv", newline="") as file:
         (skipped,) = csv.DictReader(file)
     assert skipped["row"] == "2" and "is not there" in skipped["problem"]
+    done = call("evaluate.py", "--checkpoint", tmp_path / "manifest" / "checkpoints" / "best.pt")
+    assert "warning: rows are left out for 1 findings" in done.stdout
 
 
 def test_a_folder_of_series_in_csv_files(data, tmp_path):
