@@ -109,6 +109,9 @@ def test_skipped_rows_stand_in_the_runs_folder(data, tmp_path):
     assert skipped["row"] == "2" and "is not there" in skipped["problem"]
     done = call("evaluate.py", "--checkpoint", tmp_path / "manifest" / "checkpoints" / "best.pt")
     assert "warning: rows are left out for 1 findings" in done.stdout
+    (data / "bad.csv").write_text("\n".join(rows[:1] + rows[2:]) + "\n")
+    train(data / "bad.csv", tmp_path, "data.on_error=skip", "--resume", "auto")
+    assert not (tmp_path / "manifest" / "skipped_rows.csv").exists()
 
 
 def test_a_folder_of_series_in_csv_files(data, tmp_path):

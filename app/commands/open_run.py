@@ -31,6 +31,8 @@ def open_run_folder(run: Run, at_end: ExitStack) -> None:
             writer = csv.DictWriter(file, fieldnames=list(skipped[0]))
             writer.writeheader()
             writer.writerows(skipped)
+    else:
+        (run.folder / SKIPPED).unlink(missing_ok=True)  # of a run that is resumed with a mended table
 
 
 def _set_later_checkpoints_aside(run: Run) -> None:
