@@ -36,12 +36,13 @@ def main(arguments: list[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--split", choices=("test", "val"), default="test")
     what.add_argument("--manifest", metavar="TABLE", type=Path, help="other rows: .csv, .tsv, .jsonl, or a folder")
+    parser.add_argument("--root", metavar="DIR", type=Path, help="its paths start there; default: the table's folder")
     parser.add_argument("--output", metavar="DIR", help="default: evaluation/<split or table> of the checkpoint's run")
     parser.add_argument("--device", choices=DEVICES, default="auto")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(arguments)
     try:
-        return evaluate(Path(args.checkpoint), args.split, args.manifest, args.output, args.device)
+        return evaluate(Path(args.checkpoint), args.split, args.manifest, args.root, args.output, args.device)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -50,9 +51,11 @@ def main(arguments: list[str] | None = None) -> int:
         return report_error(error)
 
 
-def evaluate(checkpoint: Path, split: str, manifest: Path | None, output: str | None, device_name: str) -> int:
+def evaluate(
+    checkpoint: Path, split: str, manifest: Path | None, root: Path | None, output: str | None, device_name: str
+) -> int:
     """Returns 1 where a row of the manifest, or a file of a folder, has an error, else 0."""
-    trained = build_trained(checkpoint, device_name, manifest)
+    trained = build_trained(checkpoint, device_name, manifest, root)
     parts, saved = trained.parts, trained.saved
     for change in trained.changed:
         warn(f"{change} than in training")

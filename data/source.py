@@ -69,7 +69,9 @@ def make_source(config: DataConfig, saved: DataSpec | None = None, modalities: S
     return source
 
 
-def make_new_rows(manifest: Path, config: DataConfig, saved: DataSpec, modalities: Sequence[str]) -> NewRows:
+def make_new_rows(
+    manifest: Path, config: DataConfig, saved: DataSpec, modalities: Sequence[str], root: Path | None = None
+) -> NewRows:
     """Rows of another table, for a model that was trained with `config`. Raises what NewRows raises, and ValueError
     for a model that was not trained on files."""
     if not isinstance(config, ManifestConfig):
@@ -77,4 +79,4 @@ def make_new_rows(manifest: Path, config: DataConfig, saved: DataSpec, modalitie
             f"--manifest: the checkpoint was trained with data.source={config.source}, and says nothing of how files "
             "are read; give one that was trained with data.source=manifest"
         )
-    return NewRows(manifest, config, saved, modalities)
+    return NewRows(manifest, config, saved, modalities, root)

@@ -25,6 +25,10 @@ class DataConfig(Section):
     )
     image_size: int = Field(ge=8, description="pixels of an edge, as the CNN reads it")
 
+    def reading(self) -> dict[str, Any]:
+        """By key, what decides how a file becomes the values that a DataSpec measures."""
+        return {}
+
 
 @dataclass(frozen=True)
 class DataSpec:

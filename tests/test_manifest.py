@@ -90,6 +90,12 @@ def test_other_rows_are_told_on_resume_and_in_an_evaluation(data, tmp_path):
     assert "rows of train" not in done.stdout
     done = call("evaluate.py", "--checkpoint", tmp_path / "manifest" / "checkpoints" / "best.pt", "--split", "val")
     assert "the rows of" not in done.stdout
+    other = ["data.audio={features: log_mel}", "data.sequence.deltas=false"]
+    done = train(data / "fewer.csv", tmp_path, "run.epochs=3", "--resume", "auto", *other, code=2)
+    assert [line[:27] for line in done.stderr.splitlines() if "error: " in line] == [
+        "error: data.sequence: chang",
+        "error: data.audio: changed ",
+    ]
     (data / "fewer.csv").write_text("\n".join(rows) + "\n")
     last = tmp_path / "manifest" / "checkpoints" / "last.pt"
     done = call("evaluate.py", "--checkpoint", last)

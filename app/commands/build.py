@@ -119,17 +119,19 @@ def build_model_and_data(
     device: torch.device,
     saved: dict | None = None,
     manifest: Path | None = None,
+    root: Path | None = None,
 ) -> ModelAndData:
     """
     Args:
         saved: a checkpoint, whose data spec and image weights count. No state of it is loaded.
         manifest: of other rows than those of the config, to be predicted: they are the only split, "new".
+        root: folder that its paths start from; None: that of the manifest.
 
     Raises ValueError or FileNotFoundError for what cannot be built or had.
     """
     spec = DataSpec.from_dict(saved["data_spec"]) if saved else None
     if manifest is not None:
-        source = make_new_rows(manifest, data_config, spec, modalities_of(model_config))
+        source = make_new_rows(manifest, data_config, spec, modalities_of(model_config), root)
     else:
         source = make_source(data_config, spec, modalities_of(model_config))
     seed_everything("initial weights", seed)
@@ -181,6 +183,8 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
     if saved and (name := name_of_run(resume_from)) not in (None, config.run.name):
         notes.append(f"note: this run goes on as {name}; run.name={config.run.name} is not used")
         config, tree = rename_run(config, tree, name)
+    if saved:
+        _raise_if_prepared_otherwise(config.data, read_part(saved["config"], "data"))
     parts = build_model_and_data(config.model, config.data, seed=config.run.seed, device=device, saved=saved)
     loaders = build_loaders(config, parts.splits, device)
     objective = build_objective(config.loss, parts.data_spec, device)
@@ -246,6 +250,17 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
     return run
 
 
+def _raise_if_prepared_otherwise(now: DataConfig, before: DataConfig) -> None:
+    """What was measured on the training rows, and is in the checkpoint, suits no samples that are read otherwise."""
+    old = before.reading()
+    if lines := [
+        f"{key}: changed since the checkpoint, whose data were measured as it was; keep it, or train anew"
+        for key, value in now.reading().items()
+        if key in old and value != old[key]
+    ]:
+        raise Findings(lines)
+
+
 def _raise_never_exhausted(config: Config, steps_per_epoch: int) -> None:
     """What the config alone could not tell, of a run from its start: a resumed one may have finished its warm-ups."""
     groups, epochs = config.optimizer.groups, config.run.epochs
@@ -266,11 +281,13 @@ class Trained:
     changed: list[str]  # what it reads from the environment, and read otherwise in training
 
 
-def build_trained(checkpoint: Path, device_name: str, manifest: Path | None = None) -> Trained:
+def build_trained(
+    checkpoint: Path, device_name: str, manifest: Path | None = None, root: Path | None = None
+) -> Trained:
     """Reads of the checkpoint's config only what a prediction needs: a variable of the environment that another key
     reads may be missing.
 
-    manifest: see build_model_and_data.
+    manifest, root: see build_model_and_data.
     """
     saved = load_checkpoint(checkpoint)
     tree = saved["config"]
@@ -279,7 +296,8 @@ def build_trained(checkpoint: Path, device_name: str, manifest: Path | None = No
     used = ("data", "model", "loss", "run.seed", "run.precision")
     data, model_config, loss, seed, precision = (read_part(tree, key) for key in used)
     device = choose_device(device_name)
-    parts = build_model_and_data(model_config, data, seed=seed, device=device, saved=saved, manifest=manifest)
+    rows = {"saved": saved, "manifest": manifest, "root": root}
+    parts = build_model_and_data(model_config, data, seed=seed, device=device, **rows)
     load_model(parts.model, saved, checkpoint)
     objective = build_objective(loss, DataSpec.from_dict(saved["data_spec"]), device)
     changed = changed_environment(saved, tree, used)

@@ -67,7 +67,10 @@ def check(config: ManifestConfig, modalities: Sequence[str], saved: DataSpec | N
     class_names = saved.class_names if saved else class_names_of(training)
     split_column, label_column = table.columns.get("split"), table.columns["label"]
     rows, its_splits = [row for row, _ in usable], [split for _, split in usable]
-    findings += split_findings(rows, its_splits, split_column=split_column, label_column=label_column)
+    of_splits = split_findings(rows, its_splits, split_column=split_column, label_column=label_column)
+    if bad:
+        of_splits = [f._replace(problem=f"{f.problem} (rows with a finding do not count)") for f in of_splits]
+    findings += of_splits
     findings += _not_in_training([row for row, split in usable if split == "train"], table, modalities)
     findings.sort(key=lambda finding: finding.row or 0)
     labels = {row.label for row in table.rows if row.label}

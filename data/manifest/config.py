@@ -1,6 +1,6 @@
 """The section `data` for a source that is a table of files."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -38,3 +38,7 @@ class ManifestConfig(DataConfig):
     windows: Literal["first", "mean"] = Field(
         "first", description="outside training: the first window, or the mean of the logits over all windows"
     )
+
+    def reading(self) -> dict[str, Any]:
+        deep = {"data.image.value_range": self.image.value_range}
+        return {"data.sequence": self.sequence, "data.audio": self.audio} | deep

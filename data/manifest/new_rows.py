@@ -17,6 +17,7 @@ class NewRows:
 
     Args:
         config, saved: of the checkpoint.
+        root: folder that the paths start from; None: that of the table.
 
     Attributes:
         unreadable: by row number, why that row cannot be predicted.
@@ -29,9 +30,17 @@ class NewRows:
     skipped: ClassVar[list[dict[str, str]]] = []
     notes: ClassVar[list[str]] = []
 
-    def __init__(self, manifest: Path, config: ManifestConfig, saved: DataSpec, modalities: Sequence[str]):
+    def __init__(
+        self,
+        manifest: Path,
+        config: ManifestConfig,
+        saved: DataSpec,
+        modalities: Sequence[str],
+        root: Path | None = None,
+    ):
         self.config, self.spec, self.modalities = config, saved, tuple(modalities)
-        self.table = read_table(manifest, columns=config.columns, modalities=self.modalities, needs_label=False)
+        columns = {"columns": config.columns, "needs_label": False}
+        self.table = read_table(manifest, root=root, modalities=self.modalities, **columns)
         _, of_files = check_files(self.table, config, modalities, saved)
         refuse(manifest, [finding for finding in of_files if finding.is_of_the_whole])
         findings = [*self.table.findings, *of_files]

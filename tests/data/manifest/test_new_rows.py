@@ -145,3 +145,11 @@ def test_files_of_a_folder_that_are_no_row_are_told(trained, rows, tmp_path):
 def test_a_model_of_another_source_reads_no_files(trained, config, tmp_path):
     with pytest.raises(ValueError, match="trained with data.source=digits, and says nothing of how files are read"):
         make_new_rows(tmp_path / "new.csv", config.data, trained[1], BOTH)
+
+
+def test_paths_may_start_from_another_folder(trained, rows, tmp_path):
+    (tmp_path / "tables").mkdir()
+    path = write_rows(tmp_path / "tables" / "new.csv", rows)
+    assert len(read(trained, path).unreadable) == 10
+    config, spec = trained
+    assert NewRows(path, config, spec, BOTH, root=tmp_path).unreadable == {}
