@@ -13,8 +13,6 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch.utils.data import Dataset
 
 from app.randomness import stream
@@ -147,6 +145,8 @@ class Digits:
 
     def __init__(self, config: DigitsConfig, saved: DataSpec | None = None, modalities: Sequence[str] = ()):
         """`modalities` change nothing: all rows have both."""
+        from sklearn.datasets import load_digits  # here: other sources need no scikit-learn, which takes its time
+
         written = load_digits()
         self.config = config
         self.images = torch.from_numpy(written.images).float() / 16  # stored as 0 to 16
@@ -194,6 +194,8 @@ def _read_recordings() -> Recordings:
 
 def _split_rows(label: np.ndarray) -> dict[str, np.ndarray]:
     """70/15/15, stratified by class."""
+    from sklearn.model_selection import train_test_split
+
     train, rest = train_test_split(np.arange(len(label)), train_size=0.7, stratify=label, random_state=SPLIT_SEED)
     val, test = train_test_split(rest, train_size=0.5, stratify=label[rest], random_state=SPLIT_SEED)
     return dict(zip(SPLITS, (train, val, test), strict=True))

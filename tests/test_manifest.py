@@ -155,3 +155,10 @@ def test_a_folder_of_series_in_csv_files(data, tmp_path):
     means = np.exp(np.mean(logits, axis=0))  # each is a logit but for a constant of its row
     found = [float(whole[f"p({name})"]) for name in spec["class_names"]]
     np.testing.assert_allclose(found, means / means.sum(), atol=1e-4)
+
+
+def test_the_check_starts_without_what_only_a_training_needs():
+    """They cost it 100 MB and a second."""
+    names = "{'sklearn', 'scipy', 'torchmetrics', 'matplotlib', 'tensorboard'}"
+    found = call("-c", f"import sys, app.commands.manifest; print({names} & set(sys.modules))")
+    assert found.stdout == "set()\n"

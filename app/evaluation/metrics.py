@@ -4,8 +4,6 @@ import math
 
 import torch
 from torch import nn
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
 from app.messages import nearest
 from app.training.objective import IGNORED, Objective, unimodal_label
@@ -50,6 +48,9 @@ class ClassificationMetrics(nn.Module):
     balanced accuracy (the mean of the others). Of each branch's own head: loss and accuracy."""
 
     def __init__(self, class_names: list[str], branches: list[str], objective: Objective):
+        from torchmetrics import MeanMetric
+        from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
+
         super().__init__()
         self.class_names, self.branches, self.objective = class_names, branches, objective
         num_classes = len(class_names)
