@@ -1,5 +1,6 @@
 """What the files of a table hold: each read once, on all cores."""
 
+import gc
 import hashlib
 import multiprocessing
 import os
@@ -48,13 +49,19 @@ def read_facts(files: Iterable[File], root: Path, config: ManifestConfig) -> tup
     files = list(files)
     chunks = [files[i : i + _FILES_AT_ONCE] for i in range(0, len(files), _FILES_AT_ONCE)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = cores if len(files) >= _WORTH_PROCESSES and _has_semaphores() else 0
-    loader = DataLoader(_Chunks(chunks, root, config), batch_size=None, num_workers=workers, collate_fn=_as_they_are)
+    workers = min(cores, len(chunks)) if len(files) >= _WORTH_PROCESSES and _has_semaphores() else 0
+    loader = DataLoader(
+        _Facts(root, config), sampler=chunks, batch_size=None, num_workers=workers, collate_fn=_as_they_are
+    )
     facts, problems = {}, {}
-    with progress_bar(loader, "checking", "file", _FILES_AT_ONCE) as answers:
-        for chunk, answer in zip(chunks, answers, strict=True):
-            for file, found in zip(chunk, answer, strict=True):
-                (problems if isinstance(found, str) else facts)[file] = found
+    gc.freeze()  # Python's garbage collection writes to all objects, and would give each process a copy of them
+    try:
+        with progress_bar(loader, "checking", "file", _FILES_AT_ONCE) as answers:
+            for chunk, answer in zip(chunks, answers, strict=True):
+                for file, found in zip(chunk, answer, strict=True):
+                    (problems if isinstance(found, str) else facts)[file] = found
+    finally:
+        gc.unfreeze()
     return facts, problems
 
 
@@ -71,15 +78,14 @@ def _as_they_are(answer: list[Facts | str]) -> list[Facts | str]:
     return answer
 
 
-class _Chunks(Dataset):
-    def __init__(self, chunks: list[list[File]], root: Path, config: ManifestConfig):
-        self.chunks, self.root, self.config = chunks, root, config
+class _Facts(Dataset):
+    """Indexed by lists of files, which reach a process one by one: it shares no list with the others."""
 
-    def __len__(self) -> int:
-        return len(self.chunks)
+    def __init__(self, root: Path, config: ManifestConfig):
+        self.root, self.config = root, config
 
-    def __getitem__(self, index: int) -> list[Facts | str]:
-        return [_read(modality, cell, self.root, self.config) for modality, cell in self.chunks[index]]
+    def __getitem__(self, chunk: list[File]) -> list[Facts | str]:
+        return [_read(modality, cell, self.root, self.config) for modality, cell in chunk]
 
 
 def _read(modality: str, cell: str, root: Path, config: ManifestConfig) -> Facts | str:
