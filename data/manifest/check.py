@@ -96,11 +96,13 @@ def _not_in_training(training: Sequence[Row], table: Table, modalities: Sequence
 
 
 def unknown_labels(table: Table, class_names: tuple[str, ...]) -> list[Finding]:
-    problem = f"is no class of the checkpoint, which has {', '.join(class_names)}; correct the label, or train anew"
+    known = set(class_names)
+    some = ", ".join(class_names[:10]) + (f" and {len(known) - 10:,} more" if len(known) > 10 else "")
+    problem = f"is no class of the checkpoint, which has {some}; correct the label, or train anew"
     return [
         Finding(row.number, table.columns["label"], row.label, problem)
         for row in table.rows
-        if row.label is not None and row.label not in class_names
+        if row.label is not None and row.label not in known
     ]
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from app.messages import Findings
 from data.manifest import facts
-from data.manifest.check import check
+from data.manifest.check import check, unknown_labels
 from data.manifest.config import ManifestConfig
 from data.manifest.source import Manifest
 from data.spec import MODALITIES
@@ -165,6 +165,17 @@ def test_a_class_that_only_bad_rows_have(checked, rows):
     found = checked()
     assert [f.row for f in found.findings] == [None, 3, 5, 7]
     assert "the class has no training rows" in lines_of(found)[0]
+
+
+def test_of_many_classes_of_a_checkpoint_some_are_named(checked, rows):
+    rows[8]["label"] = "bird"
+    table = checked().table
+    (found, *others) = unknown_labels(table, ("dog", *(f"breed {i:02}" for i in range(1200)), "cat"))
+    assert others == [] and (found.row, found.column, found.value) == (10, "label", "bird")
+    assert found.problem == (
+        "is no class of the checkpoint, which has dog, breed 00, breed 01, breed 02, breed 03, breed 04, breed 05, "
+        "breed 06, breed 07, breed 08 and 1,192 more; correct the label, or train anew"
+    )
 
 
 def test_notes(checked, rows):
