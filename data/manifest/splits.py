@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from app.section import Section
 from data.manifest.columns import SPLIT_OF_WORD, SPLIT_WORDS
-from data.manifest.finding import Finding, of_table, shown
+from data.manifest.finding import MOST_LINES, Finding, of_table, shown
 from data.manifest.table import Row, Table
 
 _TITLES = {"train": "training", "val": "validation", "test": "test"}
@@ -108,15 +108,28 @@ def split_findings(
     empty = [split for split in SPLIT_WORDS if not any(count[label, split] for label in classes)]
     for split in empty:
         findings.append(of_table(f"has no {_TITLES[split]} rows; {_remedy(split, split_column, '')}", split_column))
-    for label in classes:
-        needed = SPLIT_WORDS if split_column is None else ("train",)  # a rare class may be left out of a test by choice
-        missing = [split for split in needed if split not in empty and not count[label, split]]
-        if missing:
-            titles = " or ".join(_TITLES[split] for split in missing)
-            has = ", ".join(f"{count[label, split]} {_TITLES[split]}" for split in SPLIT_WORDS if count[label, split])
-            problem = f"the class has no {titles} rows, but {has}; {_remedy(missing[0], split_column, 'of it ')}"
-            findings.append(Finding(None, label_column, label, problem))
+    needed = SPLIT_WORDS if split_column is None else ("train",)  # a rare class may be left out of a test by choice
+    lacking = {
+        label: tuple(split for split in needed if split not in empty and not count[label, split]) for label in classes
+    }
+    alike = Counter(missing for missing in lacking.values() if missing)
+    for label, missing in lacking.items():
+        if not missing or alike[missing] > MOST_LINES:
+            continue
+        has = ", ".join(f"{count[label, split]} {_TITLES[split]}" for split in SPLIT_WORDS if count[label, split])
+        problem = f"the class has no {_rows(missing)}, but {has}; {_remedy(missing[0], split_column, 'of it ')}"
+        findings.append(Finding(None, label_column, label, problem))
+    for missing, number in alike.items():
+        if number > MOST_LINES:  # as where a column of names or numbers is taken for that of the label
+            some = next(label for label in classes if lacking[label] == missing)
+            problem = f"{number:,} of {len(classes):,} classes have no {_rows(missing)}, such as '{shown(some)}'; "
+            problem += f"is this the column of the classes? If it is, {_remedy(missing[0], split_column, 'of them ')}"
+            findings.append(of_table(problem, label_column))
     return findings
+
+
+def _rows(splits: Sequence[str]) -> str:
+    return f"{' or '.join(_TITLES[split] for split in splits)} rows"
 
 
 def _remedy(split: str, split_column: str | None, of_it: str) -> str:

@@ -172,6 +172,21 @@ def test_a_class_that_lacks_a_split():
     assert line.endswith("1 test; write train in the column subset of some rows of it")
 
 
+def test_many_classes_that_lack_the_same_split_are_one_finding():
+    """As where the column of the names of the rows is taken for that of the classes."""
+    rows, splits = left(*[(f"{i:02}", "train") for i in range(41)], ("41", "val"), ("42", "test"), ("00", "val"))
+    assert lines_of(split_findings(rows, splits, split_column=None, label_column="kind")) == [
+        "my.csv, column kind, '00': the class has no test rows, but 1 training, 1 validation; add rows of it (the "
+        "split is drawn), raise data.fractions.test, or add a split column",
+        "my.csv, column kind, '41': the class has no training or test rows, but 1 validation; add rows of it (the "
+        "split is drawn), raise data.fractions.train, or add a split column",
+        "my.csv, column kind, '42': the class has no training or validation rows, but 1 test; add rows of it (the "
+        "split is drawn), raise data.fractions.train, or add a split column",
+        "my.csv, column kind: 40 of 43 classes have no validation or test rows, such as '01'; is this the column of "
+        "the classes? If it is, add rows of them (the split is drawn), raise data.fractions.val, or add a split column",
+    ]
+
+
 def test_splits_without_rows():
     rows, splits = left(("a", "train"), ("b", "train"), ("a", "test"))
     assert lines_of(split_findings(rows, splits, split_column="split", label_column="label")) == [
