@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from app.commands.build import build_trained
+from app.commands.build import build_loader, build_trained
 from app.commands.open_run import SKIPPED
 from app.evaluation.predictions import labelled, predict, row_names, rows_of, with_cells
 from app.evaluation.report import (
@@ -26,7 +26,6 @@ from app.messages import report_error, survive_lost_output, warn
 from app.records.run_config import DEVICES
 from app.records.run_folder import run_folder_of
 from app.training.precision import slow_precision
-from data.loaders import make_loader
 from data.spec import SPLITS
 
 
@@ -67,7 +66,8 @@ def evaluate(
         warn(f"the checkpoint was trained in bf16, and {slow}")
     metrics = trained.metrics.to(trained.placement["device"])
     dataset, predictions = parts.splits["new" if manifest else split], []
-    for batch, batch_output in predict(parts.model, make_loader(dataset, trained.batch_size), **trained.placement):
+    loader = build_loader(trained.data_config, dataset, trained.placement["device"])
+    for batch, batch_output in predict(parts.model, loader, **trained.placement):
         if (batch["label"] >= 0).any():
             metrics.update(*labelled(batch, batch_output))
         predictions += rows_of(batch, batch_output, parts.class_names)

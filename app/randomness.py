@@ -22,6 +22,30 @@ def stream(*purpose: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(*purpose))
 
 
+class Draws:
+    """Numbers for each sample of an epoch that depend on (purpose, epoch, sample) alone, drawn for many at once.
+
+    Args:
+        width: numbers of a sample.
+    """
+
+    AT_ONCE = 1024  # samples; another number draws others
+
+    def __init__(self, *purpose: str | int, num_samples: int, width: int):
+        self.purpose, self.num_samples, self.width = purpose, num_samples, width
+        self.epoch: int | None = None
+
+    def __call__(self, epoch: int, indices: torch.Tensor) -> torch.Tensor:
+        """(B, width) float32, uniform in [0, 1). indices: (B,) int64."""
+        if epoch != self.epoch:
+            self.epoch, self.drawn = epoch, set()
+            self.table = torch.empty(-(-self.num_samples // self.AT_ONCE), self.AT_ONCE, self.width)
+        for chunk in {*(indices // self.AT_ONCE).tolist()} - self.drawn:
+            self.table[chunk].uniform_(generator=stream(*self.purpose, epoch, chunk))
+            self.drawn.add(chunk)
+        return self.table.flatten(0, 1)[indices]
+
+
 def seed_everything(*purpose: str | int) -> None:
     """Seeds torch's global generators (dropout, weight initialisation), on every device."""
     torch.manual_seed(derive_seed(*purpose))

@@ -7,18 +7,18 @@ ever in two splits.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch.utils.data import Dataset
 
 from app.randomness import stream
 from data import assets
 from data.spec import SPLITS, DataConfig, DataSpec
-from data.transforms import gray_to_network_image, with_deltas
+from data.split import Batch, Split
+from data.transforms import Preparation, zero_after_end
 
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
 NUM_FEATURES = 39  # 13 MFCC, their deltas and the deltas of those
@@ -41,30 +41,30 @@ class DigitsConfig(DataConfig):
 
 @dataclass(frozen=True)
 class Recordings:
-    """N recordings: mfcc (N, T, 13) padded with zeros, length (N,), label (N,)."""
+    """N recordings: their frames (sum of length, 13), one recording after the other; length (N,), label (N,)."""
 
-    mfcc: torch.Tensor
+    frames: torch.Tensor
     length: torch.Tensor
     label: torch.Tensor
 
     def take(self, rows: np.ndarray) -> "Recordings":
-        return Recordings(self.mfcc[rows], self.length[rows], self.label[rows])
+        frames = self.frames.split(self.length.tolist())
+        return Recordings(torch.cat([frames[row] for row in rows]), self.length[rows], self.label[rows])
 
 
-class PairedDigits(Dataset):
+class PairedDigits(Split):
     """One split. A sample is a recording; its image is drawn among the split's images of the same class.
 
-    Indexed by (epoch, indices), and returns that whole batch (see data/loaders.py). Image and noise of a
-    sample come from a stream derived from (seed, epoch, sample) where `redraw` is true, and never change
-    where it is false.
+    Where `redraw` is true, images and noise are drawn anew for each epoch, for all samples at once, from a stream
+    derived from (seed, epoch); where it is false they never change.
 
     Args:
         images: (M, 8, 8) float32 from 0 to 1.
         image_label: (M,) int64.
         recordings: already normalised.
-        image_mean, image_std: of red, green and blue, as the image network expects them.
         image_noise: deviation of the noise on the 8x8 image; 1 is the step from black to white.
         sequence_noise: deviation of the noise on each MFCC, in deviations of that MFCC.
+        finish: see data/split.py.
     """
 
     def __init__(
@@ -74,41 +74,33 @@ class PairedDigits(Dataset):
         recordings: Recordings,
         *,
         split: str,
-        image_size: int,
-        image_mean: Sequence[float],
-        image_std: Sequence[float],
         image_noise: float,
         sequence_noise: float,
         seed: int,
         redraw: bool,
+        finish: Preparation,
     ):
         self.images = images
         self.images_of_class = [torch.nonzero(image_label == c).flatten() for c in range(len(CLASS_NAMES))]
         self.recordings = recordings
+        self.labels = recordings.label
+        self.first_frame = recordings.length.cumsum(0) - recordings.length  # (N,), in recordings.frames
         self.split = split
-        self.image_size, self.image_mean, self.image_std = image_size, image_mean, image_std
         self.image_noise = image_noise
         self.sequence_noise = sequence_noise
-        self.seed = seed if redraw else SPLIT_SEED
+        self.seed = seed
         self.redraw = redraw
+        self.finish = finish
+        self.drawn: tuple[int, torch.Tensor, torch.Tensor] | None = None  # epoch, images, frames
 
     def __len__(self) -> int:
-        return len(self.recordings.label)
+        return len(self.labels)
 
-    @property
-    def labels(self) -> torch.Tensor:
-        """(N,) int64"""
-        return self.recordings.label
-
-    def cells(self, index: int) -> dict[str, str]:
-        return {}
-
-    def __getitem__(self, epoch_and_indices: tuple[int, torch.Tensor]) -> dict[str, torch.Tensor]:
-        epoch, indices = epoch_and_indices
+    def gather(self, epoch: int, indices: torch.Tensor) -> Batch:
         images, sequence, length = self.draw(epoch, indices)
         return {
-            "image": gray_to_network_image(images, self.image_size, self.image_mean, self.image_std),
-            "sequence": with_deltas(sequence, length),
+            "image": images[:, None],
+            "sequence": sequence,
             "length": length,
             "present": torch.ones(len(indices), 2, dtype=torch.bool),
             "label": self.labels[indices],
@@ -117,20 +109,42 @@ class PairedDigits(Dataset):
 
     def draw(self, epoch: int, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Images (B, 8, 8), sequences (B, T, 13) and lengths (B,), with their noise."""
-        label, length = self.labels[indices], self.recordings.length[indices]
-        sequence = self.recordings.mfcc[indices, : int(length.max())]  # a copy
-        images = torch.empty(len(indices), *self.images.shape[1:])
-        for row, index in enumerate(indices.tolist()):
-            generator = stream("pair", self.split, self.seed, epoch if self.redraw else 0, index)
-            candidates = self.images_of_class[label[row]]
+        epoch = epoch if self.redraw else 0
+        if self.drawn is None or self.drawn[0] != epoch:
+            self.drawn = (epoch, *(self._draw_epoch(epoch) if self.redraw else self._draw_once()))
+        _, images, frames = self.drawn
+        length = self.recordings.length[indices]
+        place = torch.arange(int(length.max()))  # (T,)
+        sequence = frames[(self.first_frame[indices, None] + place).clamp(max=len(frames) - 1)]
+        return images[indices], zero_after_end(sequence, length), length
+
+    def _draw_epoch(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (N, 8, 8) and frames (sum of length, 13) of all samples."""
+        generator = stream("pairs", self.split, self.seed, epoch)
+        counts = torch.tensor([len(candidates) for candidates in self.images_of_class])
+        first = counts.cumsum(0) - counts
+        choice = (torch.rand(len(self), generator=generator) * counts[self.labels]).long()
+        images = self.images[torch.cat(self.images_of_class)[first[self.labels] + choice]]
+        images += self.image_noise * torch.randn(images.shape, generator=generator)
+        clean = self.recordings.frames
+        return images, clean + self.sequence_noise * torch.randn(clean.shape, generator=generator)
+
+    def _draw_once(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """As _draw_epoch, from a stream for each sample: the one draw of validation and test, by which runs are
+        compared since this data set began."""
+        images, frames = torch.empty(len(self), *self.images.shape[1:]), self.recordings.frames.clone()
+        for row, (of_row, label) in enumerate(
+            zip(frames.split(self.recordings.length.tolist()), self.labels.tolist(), strict=True)
+        ):
+            generator = stream("pair", self.split, SPLIT_SEED, 0, row)
+            candidates = self.images_of_class[label]
             choice = torch.randint(len(candidates), (1,), generator=generator)
             images[row] = self.images[candidates[choice]]
             if self.image_noise:
                 images[row] += self.image_noise * torch.randn(images.shape[1:], generator=generator)
             if self.sequence_noise:
-                frames = sequence[row, : length[row]]
-                frames += self.sequence_noise * torch.randn(frames.shape, generator=generator)
-        return images, sequence, length
+                of_row += self.sequence_noise * torch.randn(of_row.shape, generator=generator)
+        return images, frames
 
 
 class Digits:
@@ -155,30 +169,31 @@ class Digits:
         self.image_rows = _split_rows(written.target)
         self.recording_rows = _split_rows(self.recordings.label.numpy())
         training = self.recordings.take(self.recording_rows["train"])
+        measured = {"mean": training.frames.mean(0).tolist(), "std": training.frames.std(0).tolist()}
         self.spec = DataSpec(
             class_names=CLASS_NAMES,
             num_features=NUM_FEATURES,
-            normalisation=saved.normalisation if saved else _measure(training),
+            normalisation=saved.normalisation if saved else measured,
             class_counts=tuple(training.label.bincount(minlength=len(CLASS_NAMES)).tolist()),
             absent=(0, 0),
             rows={s: f"{len(r)} rows, {assets.SPOKEN_DIGITS.sha256[:16]}" for s, r in self.recording_rows.items()},
         )
 
     def splits(self, *, seed: int, image_mean: Sequence[float], image_std: Sequence[float]) -> dict[str, PairedDigits]:
-        recordings = _normalise(self.recordings, self.spec.normalisation)
+        mean, std = (torch.tensor(self.spec.normalisation[name]) for name in ("mean", "std"))
+        recordings = replace(self.recordings, frames=(self.recordings.frames - mean) / std)
+        finish = Preparation(image_size=self.config.image_size, image_mean=image_mean, image_std=image_std, deltas=True)
         return {
             split: PairedDigits(
                 self.images[self.image_rows[split]],
                 self.image_label[self.image_rows[split]],
                 recordings.take(self.recording_rows[split]),
                 split=split,
-                image_size=self.config.image_size,
-                image_mean=image_mean,
-                image_std=image_std,
                 image_noise=self.config.image_noise,
                 sequence_noise=self.config.sequence_noise,
                 seed=seed,
                 redraw=self.config.redraw and split == "train",
+                finish=finish,
             )
             for split in SPLITS
         }
@@ -186,10 +201,7 @@ class Digits:
 
 def _read_recordings() -> Recordings:
     with np.load(assets.fetch(assets.SPOKEN_DIGITS)) as archive:
-        frames, label, lengths = archive["X"], archive["y"], archive["lengths"]
-    rows = torch.split(torch.from_numpy(frames), lengths.tolist())
-    mfcc = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    return Recordings(mfcc, torch.from_numpy(lengths), torch.from_numpy(label))
+        return Recordings(*(torch.from_numpy(archive[name]) for name in ("X", "lengths", "y")))
 
 
 def _split_rows(label: np.ndarray) -> dict[str, np.ndarray]:
@@ -199,18 +211,3 @@ def _split_rows(label: np.ndarray) -> dict[str, np.ndarray]:
     train, rest = train_test_split(np.arange(len(label)), train_size=0.7, stratify=label, random_state=SPLIT_SEED)
     val, test = train_test_split(rest, train_size=0.5, stratify=label[rest], random_state=SPLIT_SEED)
     return dict(zip(SPLITS, (train, val, test), strict=True))
-
-
-def _real_frames(recordings: Recordings) -> torch.Tensor:
-    return torch.arange(recordings.mfcc.shape[1]) < recordings.length[:, None]  # (N, T)
-
-
-def _measure(recordings: Recordings) -> dict[str, list[float]]:
-    frames = recordings.mfcc[_real_frames(recordings)]  # (frames, 13)
-    return {"mean": frames.mean(0).tolist(), "std": frames.std(0).tolist()}
-
-
-def _normalise(recordings: Recordings, normalisation: dict[str, list[float]]) -> Recordings:
-    mean, std = torch.tensor(normalisation["mean"]), torch.tensor(normalisation["std"])
-    mfcc = (recordings.mfcc - mean) / std * _real_frames(recordings)[:, :, None]
-    return Recordings(mfcc, recordings.length, recordings.label)

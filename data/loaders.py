@@ -7,14 +7,22 @@ A batch is a dict:
     present   (B, 2) bool             whether the sample has its image, its sequence
     label     (B,) int64
     index     (B,) int64              the sample's place in its split
+
+`present` is on the CPU, the others on the model's device.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from app.randomness import stream
+from data.split import Batch, Split
+
+REAL_FRAMES = 0.9  # share of a batch's frames, where lengths are brought together
+MOST_WORKERS = 8  # unless the config says more
 
 
 class EpochBatches(Sampler):
@@ -26,6 +34,10 @@ class EpochBatches(Sampler):
     Args:
         labels: (N,), to draw N samples with replacement, each class that has samples equally likely; None: to take
             each sample once.
+        lengths: (N,), to bring samples of like length together: the order is cut into pools, each is sorted by length,
+            and the batches that then come of it are put in an order drawn from (seed, epoch). A pool has as many
+            batches, 1, 2, 4, ... or all, as it takes for REAL_FRAMES of the frames of all batches to be no padding.
+            None: not to.
         limit_batches: to take no more than that many, and these in every epoch: the first of epoch 0, which `shuffle`
             orders anew among themselves. None: to take all.
     """
@@ -38,6 +50,7 @@ class EpochBatches(Sampler):
         shuffle: bool,
         seed: int = 0,
         labels: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
         limit_batches: int | None = None,
     ):
         self.num_samples = num_samples
@@ -48,6 +61,7 @@ class EpochBatches(Sampler):
         if limit_batches is not None and limit_batches < self.num_batches:
             self.num_batches, self.kept = limit_batches, limit_batches * batch_size
         self.shuffle = shuffle
+        self.lengths = lengths
         self.seed = seed
         self.epoch = 0
 
@@ -56,8 +70,28 @@ class EpochBatches(Sampler):
 
     def __iter__(self) -> Iterator[tuple[int, torch.Tensor]]:
         order = self._order(self.epoch) if self.kept is None else self._order_of_kept()
-        for indices in order.tensor_split(self.num_batches) if self.num_batches else ():
+        if not self.num_batches:
+            return
+        batches = order.tensor_split(self.num_batches)
+        for indices in batches if self.lengths is None else self._by_length(batches):
             yield self.epoch, indices
+
+    def _by_length(self, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        order, sizes, per_pool = torch.cat(batches), [len(batch) for batch in batches], 1
+        batch_of = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+        while self._real_frames(batches) < REAL_FRAMES and per_pool < len(sizes):
+            per_pool *= 2
+            # By pool, in it by length, and samples of one length as they were.
+            place = np.lexsort((self.lengths[order].numpy(), (batch_of // per_pool).numpy()))
+            batches = order[torch.from_numpy(place)].split(sizes)
+        if per_pool == 1:
+            return batches
+        shuffled = torch.randperm(len(sizes), generator=stream("order of batches", self.seed, self.epoch))
+        return [batches[i] for i in shuffled.tolist()]
+
+    def _real_frames(self, batches: Sequence[torch.Tensor]) -> float:
+        lengths = [self.lengths[batch] for batch in batches]
+        return sum(int(of.sum()) for of in lengths) / sum(len(of) * int(of.max()) for of in lengths)
 
     def _order_of_kept(self) -> torch.Tensor:
         kept = self._order(0)[: self.kept]
@@ -75,22 +109,115 @@ class EpochBatches(Sampler):
 
 
 def make_loader(
-    dataset: Dataset,
+    dataset: Split,
     batch_size: int,
     *,
+    device: torch.device,
+    on_device: bool = False,
+    workers: int | None = 0,
     shuffle: bool = False,
     class_balanced: bool = False,
     limit_batches: int | None = None,
     seed: int = 0,
-    pin_memory: bool = False,
-) -> DataLoader:
-    """A loader whose data set is asked for whole batches. Set `loader.sampler.epoch` before each epoch.
+) -> "Batches":
+    """
+    Args:
+        on_device, workers: see Batches; None workers: one for each core, 8 at most, if the data set says `read_ahead`,
+            else 0.
+        shuffle, class_balanced, limit_batches: how the samples are ordered or drawn; see EpochBatches. The lengths of
+            the data set count where it is shuffled.
+    """
+    if workers is None:
+        workers = min(available_cores(), MOST_WORKERS) if dataset.read_ahead else 0
+    labels, lengths = dataset.labels if class_balanced else None, dataset.lengths if shuffle else None
+    order = {"shuffle": shuffle, "labels": labels, "lengths": lengths, "limit_batches": limit_batches, "seed": seed}
+    sampler = EpochBatches(len(dataset), batch_size, **order)
+    return Batches(dataset, sampler, device, on_device=on_device, workers=workers)
 
-    No workers: the data is in memory, and handing it between processes was 5 to 7 times slower.
+
+class Batches:
+    """The batches of a split, on the device. Set `sampler.epoch` before each epoch.
 
     Args:
-        shuffle, class_balanced, limit_batches: how the samples are ordered or drawn; see EpochBatches.
+        on_device: whether their second part is computed there (see data/split.py); else where the first is.
+        workers: processes that make them ahead; 0: none. The data set must be such that a forked process may read it.
     """
-    order = {"shuffle": shuffle, "labels": dataset.labels if class_balanced else None, "limit_batches": limit_batches}
-    sampler = EpochBatches(len(dataset), batch_size, seed=seed, **order)
-    return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=0, pin_memory=pin_memory)
+
+    def __init__(
+        self, dataset: Split, sampler: EpochBatches, device: torch.device, *, on_device: bool = False, workers: int = 0
+    ):
+        self.dataset, self.sampler, self.device, self.on_device = dataset, sampler, device, on_device
+        made = _Made(dataset, finished=not on_device)
+        # Those of the training split live on between its epochs.
+        processes = {"num_workers": workers, "persistent_workers": workers > 0 and sampler.shuffle}
+        pin_memory = device.type == "cuda"
+        self.loader = DataLoader(made, sampler=sampler, batch_size=None, pin_memory=pin_memory, **processes)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = map(self._on_device, self._made())
+        return self._copied_ahead(batches) if self.device.type == "cuda" else batches
+
+    def _made(self) -> Iterator[Batch]:
+        """Raises OSError for a sample that cannot be read, RuntimeError where a worker was killed."""
+        try:
+            for batch in self.loader:
+                if isinstance(batch, str):
+                    raise OSError(batch)
+                yield batch
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise RuntimeError(
+                f"a process that reads samples was killed ({str(error).splitlines()[0]}); is there too little memory, "
+                "or shared memory (/dev/shm)? data.workers=0 reads in the training process"
+            ) from None
+
+    def _on_device(self, batch: Batch) -> Batch:
+        batch = to_device(batch, self.device)
+        return self.dataset.finish(batch) if self.on_device else batch
+
+    def _copied_ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """While kernels of the caller run on a batch, the next is copied and computed in a CUDA stream of its own."""
+        stream, ready = torch.cuda.Stream(self.device), None
+        while True:
+            with torch.cuda.stream(stream):
+                batch = next(batches, None)
+            if ready is not None:
+                yield ready
+            if batch is None:
+                return
+            current = torch.cuda.current_stream(self.device)
+            current.wait_stream(stream)
+            for tensor in batch.values():
+                if tensor.is_cuda:
+                    tensor.record_stream(current)  # its memory is free for others only when these kernels are done
+            ready = batch
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """All but `present`, by which the rows of a branch are chosen: on the CPU that never waits for the device."""
+    return {n: tensor if n == "present" else tensor.to(device, non_blocking=True) for n, tensor in batch.items()}
+
+
+def available_cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+class _Made(Dataset):
+    """What a process that makes batches runs. An OSError becomes its text, since a worker's would be a traceback."""
+
+    def __init__(self, dataset: Split, *, finished: bool):
+        self.dataset, self.finished = dataset, finished
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, epoch_and_indices: tuple[int, torch.Tensor]) -> Batch | str:
+        try:
+            return self.dataset[epoch_and_indices] if self.finished else self.dataset.gather(*epoch_and_indices)
+        except OSError as error:
+            return str(error)

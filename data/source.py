@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Protocol
 
 from pydantic import Field
-from torch.utils.data import Dataset
 
 from data.digits import Digits
 from data.manifest.config import ManifestConfig
 from data.manifest.new_rows import NewRows
 from data.manifest.source import Manifest
 from data.spec import MODALITIES, DataConfig, DataSpec
+from data.split import Split
 
 
 class Source(Protocol):
@@ -33,10 +33,8 @@ class Source(Protocol):
         Raises FileNotFoundError or ValueError, in words for the user, if the data cannot be had.
         """
 
-    def splits(self, *, seed: int, image_mean: Sequence[float], image_std: Sequence[float]) -> dict[str, Dataset]:
-        """The splits "train", "val" and "test", each of which gives a whole batch (see data/loaders.py) for
-        (epoch, indices), has `labels`, (N,) int64, and tells by `cells(index)` what the source calls that row: texts
-        by column, for predictions.csv.
+    def splits(self, *, seed: int, image_mean: Sequence[float], image_std: Sequence[float]) -> dict[str, Split]:
+        """The splits "train", "val" and "test".
 
         Args:
             seed: of what is drawn anew in each epoch of training.

@@ -24,6 +24,17 @@ class DataConfig(Section):
         "replacement, each class equally likely (which is in place of loss.class_weights)",
     )
     image_size: int = Field(ge=8, description="pixels of an edge, as the CNN reads it")
+    on_device: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="where samples are resized, augmented and normalised, and get their deltas: always: on the device "
+        "of the model, after the copy; never: where they are read; auto: on the device if it is a GPU",
+    )
+    workers: int | None = Field(
+        None,
+        ge=0,
+        description="processes that read training samples ahead; 0: the training process reads them; null: 0, but for "
+        "files that do not fit in memory or are decoded anew for each batch, one for each core, 8 at most",
+    )
 
     def reading(self) -> dict[str, Any]:
         """By key, what decides how a file becomes the values that a DataSpec measures."""

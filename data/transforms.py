@@ -7,29 +7,67 @@ import torch.nn.functional as F
 from torchaudio.functional import compute_deltas
 
 
-def gray_to_network_image(
-    gray: torch.Tensor, image_size: int, mean: Sequence[float], std: Sequence[float]
-) -> torch.Tensor:
-    """(B, h, w) with black 0 and white 1 -> (B, 3, image_size, image_size), less `mean` and over `std` (3 each)."""
-    resized = F.interpolate(gray[:, None], size=(image_size, image_size), mode="bilinear")
-    return normalise_image(resized, mean, std)
+class Preparation:
+    """The arithmetic between a gathered batch and the networks, on the device where the batch is (see data/split.py).
+
+    Args:
+        image_size: pixels of an edge that the network reads.
+        image_mean, image_std: of red, green and blue, as the image network expects them.
+        feature_mean, feature_std: of each feature, to normalise sequences by; None: they are normalised already.
+        deltas: whether the features' deltas, and the deltas of those, are appended.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        feature_mean: Sequence[float] | None = None,
+        feature_std: Sequence[float] | None = None,
+        deltas: bool,
+    ):
+        self.image_size, self.image_mean, self.image_std = image_size, image_mean, image_std
+        self.feature_mean, self.feature_std, self.deltas = feature_mean, feature_std, deltas
+
+    def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`image` (B, 1 or 3, S, S), uint8 or float32 with black 0 and white 1; `sequence` (B, T, F)."""
+        image, sequence, length = batch["image"], batch["sequence"], batch["length"]
+        if image.dtype == torch.uint8:
+            image = image.float() / 255
+        image = normalise_image(resize_images(image, self.image_size), self.image_mean, self.image_std)
+        if not (has_image := batch["present"][:, 0]).all():
+            image = image.masked_fill(~has_image.to(image.device)[:, None, None, None], 0.0)
+        if self.feature_mean is not None:
+            mean, std = (sequence.new_tensor(values) for values in (self.feature_mean, self.feature_std))
+            sequence = zero_after_end((sequence - mean) / std, length)
+        if self.deltas and sequence.shape[2]:  # torchaudio takes no 0 features
+            sequence = with_deltas(sequence, length)
+        return batch | {"image": image, "sequence": sequence}
 
 
-def resize_image(image: torch.Tensor, image_size: int) -> torch.Tensor:
-    """(C, h, w) -> (C, image_size, image_size), stretched where h is not w; a smaller image is averaged from all."""
+def resize_images(image: torch.Tensor, image_size: int) -> torch.Tensor:
+    """(B, C, h, w) -> (B, C, image_size, image_size), stretched where h is not w, averaged where it shrinks."""
     size = (image_size, image_size)
-    return F.interpolate(image[None], size=size, mode="bilinear", antialias=True)[0]
+    return image if image.shape[2:] == size else F.interpolate(image, size=size, mode="bilinear", antialias=True)
 
 
 def normalise_image(image: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """(B, 1 or 3, H, W) with black 0 and white 1 -> (B, 3, H, W), less `mean` and over `std` (3 each)."""
-    return (image - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+    mean, std = (image.new_tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+    return (image - mean).div_(std)
 
 
 def network_image_to_rgb(image: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """What gray_to_network_image made of an image (B, 3, H, W) -> the same in [0, 1], to be shown."""
-    mean, std = (torch.tensor(values, device=image.device).view(1, 3, 1, 1) for values in (mean, std))
+    """What normalise_image made of images (B, 3, H, W) -> the same in [0, 1], to be shown."""
+    mean, std = (image.new_tensor(values).view(1, 3, 1, 1) for values in (mean, std))
     return (image * std + mean).clamp(0, 1)
+
+
+def zero_after_end(sequence: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+    """(B, T, F), lengths (B,)"""
+    after_end = torch.arange(sequence.shape[1], device=length.device) >= length[:, None]  # (B, T)
+    return sequence.masked_fill(after_end[:, :, None], 0.0)
 
 
 def with_deltas(sequence: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
@@ -39,12 +77,11 @@ def with_deltas(sequence: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
     the end are filled with the last one before each pass, which is that function's own treatment of an edge.
     """
     deltas = _deltas_of_rows(sequence, length)
-    features = torch.cat([sequence, deltas, _deltas_of_rows(deltas, length)], dim=2)
-    after_end = torch.arange(sequence.shape[1]) >= length[:, None]  # (B, T)
-    return features.masked_fill(after_end[:, :, None], 0.0)
+    return zero_after_end(torch.cat([sequence, deltas, _deltas_of_rows(deltas, length)], dim=2), length)
 
 
 def _deltas_of_rows(sequence: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-    frame = torch.minimum(torch.arange(sequence.shape[1]), length[:, None] - 1)  # (B, T)
+    frames = torch.arange(sequence.shape[1], device=length.device)
+    frame = torch.minimum(frames, length[:, None] - 1)  # (B, T)
     held = sequence.gather(1, frame[:, :, None].expand_as(sequence))
     return compute_deltas(held.transpose(1, 2)).transpose(1, 2)

@@ -25,9 +25,9 @@ class Gaps(Rows):
         self.image = rows.image + torch.randn(rows.image.shape, generator=stream("noise"))
         self.present = present
 
-    def __getitem__(self, epoch_and_indices):
-        batch = super().__getitem__(epoch_and_indices)
-        present = self.present[epoch_and_indices[1]]
+    def gather(self, epoch, indices):
+        batch = super().gather(epoch, indices)
+        present = self.present[indices]
         image, sequence, length = batch["image"].clone(), batch["sequence"].clone(), batch["length"].clone()
         image[~present[:, 0]], sequence[~present[:, 1]], length[~present[:, 1]] = float("nan"), float("nan"), 0
         return batch | {"image": image, "sequence": sequence, "length": length, "present": present}

@@ -13,6 +13,7 @@ from app.commands import root_config
 from app.randomness import stream
 from data.source import SOURCES
 from data.spec import DataConfig, DataSpec
+from data.split import Split
 
 CLASS_NAMES = ("slow", "fast", "faster")
 WAVES = "data={source: waves, batch_size: 16, image_size: 32}"
@@ -62,29 +63,21 @@ class Waves:
         }
 
 
-class Rows(torch.utils.data.Dataset):
+class Rows(Split):
     def __init__(self, image, sequence, length, label, rows):
-        self.image, self.sequence, self.length, self.label = (t[rows] for t in (image, sequence, length, label))
+        self.image, self.sequence, self.length, self.labels = (t[rows] for t in (image, sequence, length, label))
 
     def __len__(self):
-        return len(self.label)
+        return len(self.labels)
 
-    @property
-    def labels(self):
-        return self.label
-
-    def cells(self, index):
-        return {}
-
-    def __getitem__(self, epoch_and_indices):
-        _, indices = epoch_and_indices
+    def gather(self, epoch, indices):
         length = self.length[indices]
         return {
             "image": self.image[indices],
             "sequence": self.sequence[indices, : int(length.max())],
             "length": length,
             "present": torch.ones(len(indices), 2, dtype=torch.bool),
-            "label": self.label[indices],
+            "label": self.labels[indices],
             "index": indices,
         }
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from app.commands.root_config import Config, read_part, rename_run
 from app.config import differences
@@ -30,9 +29,10 @@ from app.training.precision import choose_device
 from app.training.state import ModelState, OptimizerState, Position, State
 from app.training.step import TrainStep
 from data import assets
-from data.loaders import make_loader
+from data.loaders import Batches, make_loader
 from data.source import Source, make_new_rows, make_source
 from data.spec import MODALITIES, SPLITS, DataConfig, DataSpec
+from data.split import Split
 from models.fusion_classifier import FusionClassifier, ModelConfig, build_fusion_classifier
 from models.pretrained import ImageWeights
 
@@ -42,7 +42,7 @@ class ModelAndData:
     model: FusionClassifier
     image_weights: ImageWeights
     source: Source
-    splits: dict[str, Dataset]
+    splits: dict[str, Split]
 
     @property
     def data_spec(self) -> DataSpec:
@@ -73,7 +73,7 @@ class Run:
     environment: dict[str, Any]  # digests of what it read from the environment
     device: torch.device
     parts: ModelAndData
-    loaders: dict[str, DataLoader]  # "train", "val", "test"
+    loaders: dict[str, Batches]  # "train", "val", "test"
     metrics: ClassificationMetrics
     groups: list[Group]
     learning_rates: LearningRates
@@ -155,12 +155,19 @@ def build_objective(config: LossConfig, spec: DataSpec, device: torch.device) ->
     return Objective(balanced_weights(counts).to(device) if balanced else None, config.label_smoothing)
 
 
-def build_loaders(config: Config, splits: dict[str, Dataset], device: torch.device) -> dict[str, DataLoader]:
-    common = {"batch_size": config.data.batch_size, "limit_batches": config.run.limit_batches}
-    common |= {"seed": config.run.seed, "pin_memory": device.type == "cuda"}
+def build_loaders(config: Config, splits: dict[str, Split], device: torch.device) -> dict[str, Batches]:
     order = {"shuffle": True, "class_balanced": config.data.sampler == "class_balanced"}
-    order_of = {split: order if split == "train" else {} for split in splits}
-    return {split: make_loader(dataset, **common, **order_of[split]) for split, dataset in splits.items()}
+    limit = {"limit_batches": config.run.limit_batches, "seed": config.run.seed}
+    return {
+        split: build_loader(config.data, dataset, device, **limit, **(order if split == "train" else {}))
+        for split, dataset in splits.items()
+    }
+
+
+def build_loader(config: DataConfig, dataset: Split, device: torch.device, **order: Any) -> Batches:
+    """order: see make_loader."""
+    on_device = config.on_device == "always" or (config.on_device == "auto" and device.type != "cpu")
+    return make_loader(dataset, config.batch_size, device=device, on_device=on_device, workers=config.workers, **order)
 
 
 def modalities_of(model_config: ModelConfig) -> list[str]:
@@ -276,7 +283,7 @@ class Trained:
     saved: dict[str, Any]  # the checkpoint
     parts: ModelAndData
     metrics: ClassificationMetrics
-    batch_size: int
+    data_config: DataConfig
     placement: dict[str, Any]  # device and precision
     changed: list[str]  # what it reads from the environment, and read otherwise in training
 
@@ -302,7 +309,7 @@ def build_trained(
     objective = build_objective(loss, DataSpec.from_dict(saved["data_spec"]), device)
     changed = changed_environment(saved, tree, used)
     placement = {"device": device, "precision": precision}
-    return Trained(saved, parts, parts.new_metrics(objective), data.batch_size, placement, changed)
+    return Trained(saved, parts, parts.new_metrics(objective), data, placement, changed)
 
 
 def load_model(model: FusionClassifier, saved: dict[str, Any], path: Path) -> None:

@@ -4,24 +4,22 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from app.evaluation.metrics import ClassificationMetrics
 from app.messages import name_beside
 from app.training.objective import BRANCHES
-from app.training.precision import autocast, to_device
+from app.training.precision import autocast
 
 INPUTS = {"image_branch": "image", "temporal_branch": "sequence"}  # what each branch reads, in words
 
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, loader: DataLoader, *, device: torch.device, precision: str
+    model: nn.Module, loader: Iterable[dict[str, torch.Tensor]], *, device: torch.device, precision: str
 ) -> Iterator[tuple[dict[str, torch.Tensor], tuple]]:
     """Yields each batch of `loader` with the output of the model in eval mode."""
     model.eval()
     for batch in loader:
-        batch = to_device(batch, device)
         with autocast(device, precision):
             output = _mean_over_windows(model, batch) if "windows" in batch else _run(model, batch)
         yield batch, output  # outside autocast, which would cast the caller's operations too
@@ -56,7 +54,7 @@ def _mean_over_windows(model: nn.Module, batch: dict[str, torch.Tensor]) -> tupl
 
 def validate(
     model: nn.Module,
-    loader: DataLoader,
+    loader: Iterable[dict[str, torch.Tensor]],
     metrics: ClassificationMetrics,
     *,
     device: torch.device,

@@ -9,11 +9,6 @@ from torch.nn.functional import conv2d, linear
 _CLEARLY_SLOWER = 2  # in bf16_slowdown
 
 
-def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """All but `present`, by which the rows of a branch are chosen: on the CPU that never waits for the device."""
-    return {n: tensor if n == "present" else tensor.to(device, non_blocking=True) for n, tensor in batch.items()}
-
-
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 

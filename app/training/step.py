@@ -12,7 +12,7 @@ from app.randomness import seed_everything
 from app.training.gradients import Gradients
 from app.training.group_stats import GroupStatistics
 from app.training.objective import Objective, losses, total
-from app.training.precision import autocast, to_device
+from app.training.precision import autocast
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,10 @@ class TrainStep:
         self.gradients.take_clipped_share()  # a share is of steps of one epoch
 
     def __call__(self, batch: dict[str, torch.Tensor], step: int) -> Reading | None:
-        """Trains on one batch. step: finished steps. Returns a reading on logging steps.
+        """Trains on one batch, which is on the device. step: finished steps. Returns a reading on logging steps.
 
         Raises FloatingPointError where a gradient was not finite; no weight has changed since.
         """
-        batch = to_device(batch, self.device)
         self.learning_rates.set(step, self.epoch + self.batches / self.steps_per_epoch)
         seed_everything("step", self.seed, step)  # dropout: the same whether the run was interrupted or not
         with autocast(self.device, self.precision):

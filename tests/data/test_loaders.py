@@ -1,18 +1,23 @@
+from functools import partial
+
 import pytest
 import torch
 from scipy.stats import chisquare
 
-from data.loaders import EpochBatches, make_loader
+from data import loaders
+from data.loaders import EpochBatches
+from data.split import Split
+
+make_loader = partial(loaders.make_loader, device=torch.device("cpu"))
 
 
-class Echo(torch.utils.data.Dataset):
+class Echo(Split):
     labels = torch.tensor([0] * 80 + [2] * 20 + [3] * 3)  # no sample is of class 1
 
     def __len__(self):
         return 103
 
-    def __getitem__(self, epoch_and_indices):
-        epoch, indices = epoch_and_indices
+    def gather(self, epoch, indices):
         return {"epoch": torch.full_like(indices, epoch), "index": indices}
 
 

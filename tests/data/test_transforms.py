@@ -1,7 +1,7 @@
 import torch
 from torchaudio.functional import compute_deltas
 
-from data.transforms import gray_to_network_image, network_image_to_rgb, with_deltas
+from data.transforms import Preparation, network_image_to_rgb, with_deltas
 
 
 def test_deltas_equal_torchaudio_on_each_sequence_alone_and_padding_is_zero():
@@ -27,7 +27,14 @@ def test_what_stands_in_the_padding_does_not_matter():
 
 def test_images_become_three_normalised_channels():
     means, stds = [0.5, 0.25, 0.125], [0.5, 2.0, 0.25]
-    image = gray_to_network_image(torch.stack([torch.zeros(8, 8), torch.ones(8, 8)]), 20, means, stds)
+    prepare = Preparation(image_size=20, image_mean=means, image_std=stds, deltas=False)
+    batch = {
+        "image": torch.stack([torch.zeros(1, 8, 8), torch.ones(1, 8, 8)]),
+        "sequence": torch.zeros(2, 1, 3),
+        "length": torch.ones(2, dtype=torch.int64),
+        "present": torch.ones(2, 2, dtype=torch.bool),
+    }
+    image = prepare(batch)["image"]
     assert image.shape == (2, 3, 20, 20)
     for channel, (black, white) in enumerate([(-1.0, 1.0), (-0.125, 0.375), (-0.5, 3.5)]):
         torch.testing.assert_close(image[0, channel], torch.full((20, 20), black))

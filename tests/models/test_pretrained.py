@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from data import assets
-from data.transforms import gray_to_network_image
+from data.transforms import normalise_image
 from models import pretrained
 from models.image_branch import build_network, classifier_modules, measure_dims, remove_classification_layer
 from models.pretrained import (
@@ -445,7 +445,7 @@ def moved_and_inverted_digits(num: int) -> tuple[torch.Tensor, torch.Tensor]:
         image[top : top + 40, left : left + 40] = digit[0]
         if torch.rand(1, generator=generator) < 0.5:
             image.neg_().add_(1)
-    return gray_to_network_image(gray, 64, IMAGENET_MEAN, IMAGENET_STD), torch.from_numpy(written.target[:num])
+    return normalise_image(gray[:, None], IMAGENET_MEAN, IMAGENET_STD), torch.from_numpy(written.target[:num])
 
 
 @pytest.mark.slow

@@ -1,12 +1,13 @@
 import torch
 
 from app.commands.build import build_loaders
+from data.split import Split
 from tests.conftest import replace
 
 CPU = torch.device("cpu")
 
 
-class Split(torch.utils.data.Dataset):
+class Rows(Split):
     """30 samples of class 0, 10 of class 1."""
 
     labels = torch.tensor([0] * 30 + [1] * 10)
@@ -14,15 +15,15 @@ class Split(torch.utils.data.Dataset):
     def __len__(self):
         return len(self.labels)
 
-    def __getitem__(self, epoch_and_indices):
-        return epoch_and_indices[1]
+    def gather(self, epoch, indices):
+        return {"index": indices}
 
 
 def read(config, split: str, epoch: int = 0) -> list[list[int]]:
     """The samples of each batch."""
-    loaders = build_loaders(config, {name: Split() for name in ("train", "val", "test")}, CPU)
+    loaders = build_loaders(config, {name: Rows() for name in ("train", "val", "test")}, CPU)
     loaders[split].sampler.epoch = epoch
-    return [batch.tolist() for batch in loaders[split]]
+    return [batch["index"].tolist() for batch in loaders[split]]
 
 
 def test_only_training_is_shuffled_or_drawn(config):

@@ -11,8 +11,8 @@ from app.learning_rates.best_weights import BestWeights
 from app.param_groups.freezing import Freezing
 from app.param_groups.optimizer import known_optimizers
 from app.training import objective
-from app.training.precision import to_device
 from app.training.state import OptimizerState, Position, raise_if_not_finite
+from data.loaders import to_device
 from models.fusion_classifier import Output
 from tests.app.training.test_step import train_step_of
 from tests.conftest import one_group
@@ -123,7 +123,8 @@ def test_a_batch_that_wholly_lacks_an_input_trains_the_rest(
     still = (f"{branch}.", f"unimodal_heads.{branch}.")
     other = BRANCHES[1 - BRANCHES.index(branch)]
     unmoved = {n for n in before if n.startswith(still)} | {f"fusion_head.absent.{other}"}
-    assert changed(before, values(small_model)) == set(before) - unmoved
+    by_rounding = {"image_branch.0.bias"}  # a BatchNorm follows, so its gradient is 0 but for rounding
+    assert changed(before, values(small_model)) - by_rounding == set(before) - unmoved - by_rounding
     for parameter in unmoved & kept.keys():
         assert changed(kept[parameter], moments(step)[parameter]) == set()
     assert all(math.isfinite(value) for group in reading.groups.values() for value in group.values())
