@@ -1,6 +1,7 @@
 import torch
+from scipy.stats import kstest
 
-from app.randomness import derive_seed, seed_everything, stream
+from app.randomness import Draws, derive_seed, seed_everything, stream
 
 
 def test_seeds_are_the_same_on_every_machine():
@@ -23,3 +24,27 @@ def test_a_stream_does_not_depend_on_what_was_drawn_elsewhere():
     assert torch.equal(first, torch.rand(3, generator=stream("x", 1)))
     seed_everything("x", 1)
     assert torch.equal(first, torch.rand(3))
+
+
+def test_draws_depend_on_purpose_epoch_and_sample_alone():
+    def draws(*purpose, num_samples=3000, width=3):
+        return Draws(*purpose, num_samples=num_samples, width=width)
+
+    indices = torch.tensor([0, 2999, 1023, 1024, 0])
+    first = draws("a", 1)(5, indices)
+    again = draws("a", 1)
+    again(4, torch.arange(3000))
+    assert torch.equal(torch.cat([again(5, indices[i : i + 1]) for i in range(5)]), first)
+    assert torch.equal(draws("a", 1, num_samples=5000)(5, indices), first)  # more samples change no other's
+    assert torch.equal(again(5, torch.arange(3000).flip(0)).flip(0)[indices], first)
+    for other in (draws("b", 1)(5, indices), draws("a", 2)(5, indices), draws("a", 1)(6, indices)):
+        assert not (other == first).any()
+
+
+def test_draws_are_uniform_and_of_samples_independent():
+    found = Draws("uniform", num_samples=5000, width=2)(0, torch.arange(5000))
+    assert found.shape == (5000, 2) and found.min() >= 0 and found.max() < 1
+    assert len(found.unique()) > 9900
+    for column in found.T:
+        assert kstest(column.numpy(), "uniform").pvalue > 0.001
+    assert abs(torch.corrcoef(torch.stack([found[:-1, 0], found[1:, 0], found[:-1, 1]]))[0, 1:]).max() < 0.05

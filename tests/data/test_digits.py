@@ -148,3 +148,36 @@ def test_what_the_spec_says_of_the_rows(data_config):
     other = dataclasses.replace(spec, rows={**spec.rows, "val": "449 rows, 00"})
     assert [*spec.other_rows(other)] == [f"the rows of val: 449 rows, 00 -> {spec.rows['val']}"]
     assert [*spec.other_rows(other, ("train", "test"))] == []
+
+
+def test_one_draw_is_that_of_the_first_version_of_this_data_set(splits):
+    """Scores of validation and test are compared with earlier ones: some values of three samples, as they were."""
+    images, sequence, length = splits["val"].draw(7, torch.tensor([0, 1, 449]))
+    assert length.tolist() == [19, 10, 23]
+    found = [images[0, 0, 0], images[1, 7, 7], images[2, 3, 4], sequence[0, 0, 0], sequence[2, int(length[2]) - 1, 12]]
+    earlier = [0.0144852130, -0.1521890163, -0.1117082834, -0.8049926162, 0.4640213251]
+    torch.testing.assert_close(torch.stack(found), torch.tensor(earlier), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("redraw", [True, False])
+def test_a_sample_is_the_same_in_any_order_process_and_place_of_its_arithmetic(data_config, redraw):
+    config = replace(data_config, redraw=redraw)
+
+    def samples(**settings):
+        loader = make_loader(
+            splits_of(config)["train"], 32, device=torch.device("cpu"), limit_batches=4, shuffle=True, **settings
+        )
+        loader.sampler.epoch = 3
+        return {int(i): (batch["image"][row], batch["sequence"][row, : batch["length"][row]])
+                for batch in loader for row, i in enumerate(batch["index"])}  # fmt: skip
+
+    first = samples()
+    for settings in ({"on_device": True}, {"workers": 1}, {"workers": 2}, {"workers": 2, "on_device": True}):
+        other = samples(**settings)
+        assert first.keys() == other.keys() and len(first) == 128
+        assert all(torch.equal(a, b) for i in first for a, b in zip(first[i], other[i], strict=True)), settings
+    train = splits_of(config)["train"]
+    train[9, torch.tensor([0])]  # another epoch before
+    for i in (*first,)[:5]:
+        alone = train[3, torch.tensor([i])]
+        assert torch.equal(alone["image"][0], first[i][0]) and torch.equal(alone["sequence"][0], first[i][1])

@@ -1,3 +1,5 @@
+import os
+import signal
 from functools import partial
 
 import pytest
@@ -94,3 +96,119 @@ def test_a_limit_that_is_not_reached_changes_nothing(limit):
     for epoch in range(2):
         whole.sampler.epoch = limited.sampler.epoch = epoch
         assert order(limited) == order(whole)
+
+
+class Sequences(Echo):
+    def __init__(self, lengths):
+        self.lengths = lengths
+        self.labels = torch.zeros(len(lengths), dtype=torch.int64)
+
+    def __len__(self):
+        return len(self.lengths)
+
+
+def real_frames(lengths, batches):
+    return sum(lengths[b].sum() for b in batches) / sum(len(b) * lengths[b].max() for b in batches)
+
+
+@pytest.mark.parametrize("limit", [None, 40])
+@pytest.mark.parametrize("class_balanced", [False, True])
+def test_batches_of_like_length_have_nine_tenths_real_frames_and_the_same_samples(class_balanced, limit):
+    lengths = torch.randint(10, 400, (1003,), generator=torch.Generator().manual_seed(0))
+    settings = {"shuffle": True, "class_balanced": class_balanced, "seed": 1, "limit_batches": limit}
+    loader, plain = (make_loader(Sequences(lengths), 16, **settings) for _ in range(2))
+    plain.sampler.lengths = None
+    for loader.sampler.epoch in range(3):
+        plain.sampler.epoch = loader.sampler.epoch
+        batches, others = ([b["index"] for b in one] for one in (loader, plain))
+        assert real_frames(lengths, batches) >= 0.9 > 0.7 > real_frames(lengths, others)
+        assert sorted(torch.cat(batches).tolist()) == sorted(torch.cat(others).tolist())
+        assert {len(b) for b in batches} <= {15, 16} and len(batches) == len(loader)
+        longest = torch.tensor([lengths[b].max() for b in batches])
+        assert abs(torch.corrcoef(torch.stack([longest.float(), torch.arange(len(batches)).float()]))[0, 1]) < 0.9
+
+
+def test_the_order_by_length_depends_on_seed_and_epoch_alone():
+    lengths = torch.randint(1, 100, (300,), generator=torch.Generator().manual_seed(0))
+    loader = make_loader(Sequences(lengths), 8, shuffle=True, seed=1)
+    first = order(loader)
+    loader.sampler.epoch = 1
+    assert order(loader) != first
+    torch.rand(3)
+    loader.sampler.epoch = 0
+    assert order(loader) == first == order(make_loader(Sequences(lengths), 8, shuffle=True, seed=1))
+    assert order(make_loader(Sequences(lengths), 8, shuffle=True, seed=2)) != first
+
+
+def test_pools_are_no_larger_than_they_must_be():
+    """Worked by hand: pairs of lengths (1, 9) and (9, 1) in turn become, in pools of two batches, (1, 1) and (9, 9)."""
+    lengths = torch.tensor([1, 9] * 8)
+    sampler = EpochBatches(16, 2, shuffle=False, lengths=lengths)
+    batches = [indices.tolist() for _, indices in sampler]
+    assert sorted(batches) == sorted([[i, i + 2] for start in range(0, 16, 4) for i in (start, start + 1)])
+    alike = EpochBatches(16, 2, shuffle=True, lengths=torch.full((16,), 7))
+    plain = EpochBatches(16, 2, shuffle=True)
+    assert [i.tolist() for _, i in alike] == [i.tolist() for _, i in plain]
+
+
+def test_a_validation_is_never_ordered_by_length():
+    assert order(make_loader(Sequences(torch.randint(1, 100, (300,))), 8)) == list(range(300))
+
+
+class Halves(Echo):
+    """Says where its two parts run, and that the second is given what the first made."""
+
+    def gather(self, epoch, indices):
+        return {"index": indices, "present": indices > 0, "gathered_by": torch.full_like(indices, os.getpid())}
+
+    def finish(self, batch):
+        return batch | {"finished_by": torch.full_like(batch["index"], os.getpid())}
+
+
+@pytest.mark.parametrize(("on_device", "workers"), [(False, 0), (True, 0), (False, 1), (True, 2)])
+def test_where_the_parts_of_a_batch_are_made(on_device, workers):
+    loader = make_loader(Halves(), 10, on_device=on_device, workers=workers, shuffle=True)
+    batches = list(loader)
+    gathered, finished = ({b[f"{part}_by"][0].item() for b in batches} for part in ("gathered", "finished"))
+    assert len(gathered) == max(1, workers) and (os.getpid() in gathered) == (workers == 0)
+    assert finished == ({os.getpid()} if on_device else gathered)
+    assert {b["gathered_by"][0].item() for b in loader} == gathered  # the same processes in the next epoch
+    assert order(loader) == order(make_loader(Halves(), 10, shuffle=True))
+
+
+def test_workers_where_a_batch_waits_for_files():
+    waits = Echo()
+    waits.read_ahead = True
+    cores = len(os.sched_getaffinity(0))
+    assert make_loader(waits, 10, workers=None).loader.num_workers == min(cores, 8)
+    assert make_loader(waits, 10, workers=1).loader.num_workers == 1
+    assert make_loader(Echo(), 10, workers=None).loader.num_workers == 0
+
+
+def test_an_epoch_that_is_left_early_does_not_reach_into_the_next():
+    loader = make_loader(Echo(), 10, workers=1, shuffle=True)
+    batches = iter(loader)
+    assert next(batches)["epoch"].unique().tolist() == [0]
+    del batches
+    loader.sampler.epoch = 1
+    assert {*torch.cat([b["epoch"] for b in loader]).tolist()} == {1}
+
+
+class Broken(Echo):
+    def gather(self, epoch, indices):
+        if epoch == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError("table.csv row 5, column image, 'a.png': is not there")
+
+
+def test_an_error_in_a_worker_is_its_line_alone():
+    for workers in (0, 1):
+        with pytest.raises(OSError, match=r"^table\.csv row 5, column image, 'a\.png': is not there$"):
+            list(make_loader(Broken(), 10, workers=workers))
+
+
+def test_a_worker_that_was_killed_is_told_with_what_to_do():
+    loader = make_loader(Broken(), 10, workers=1)
+    loader.sampler.epoch = 1
+    with pytest.raises(RuntimeError, match=r"^a process that reads samples was killed.*memory.*data\.workers=0"):
+        list(loader)
