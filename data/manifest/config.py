@@ -39,6 +39,13 @@ class ManifestConfig(DataConfig):
         "first", description="outside training: the first window, or the mean of the logits over all windows"
     )
 
+    length_buckets: bool = Field(
+        True,
+        description="an epoch of training brings sequences of like length together: the drawn order is cut into pools "
+        "of as many batches as it takes for 0.9 of all frames to be no padding, each pool is sorted by length, and the "
+        "batches are put in a drawn order; where length tells the class, a batch then has fewer classes",
+    )
+
     def reading(self) -> dict[str, Any]:
         deep = {"data.image.value_range": self.image.value_range}
         return {"data.sequence": self.sequence, "data.audio": self.audio} | deep

@@ -45,12 +45,13 @@ class Manifest:
         self.table = checked.table
         self.rows = {split: checked.rows_of(split) for split in SPLITS}
         self.spec = describe(self.rows, checked, config, self.modalities, saved)
+        self.lengths = lengths_of(self.rows["train"], checked.facts, config)
 
     def splits(
         self, *, seed: int, image_mean: Sequence[float], image_std: Sequence[float]
     ) -> dict[str, "ManifestRows"]:
         kept = Kept(KEPT_BYTES)
-        return {
+        splits = {
             split: ManifestRows(
                 self.table,
                 self.rows[split],
@@ -65,6 +66,9 @@ class Manifest:
             )
             for split in SPLITS
         }
+        if self.config.length_buckets and "sequence" in self.modalities:
+            splits["train"].lengths = self.lengths
+        return splits
 
 
 def skip_or_raise(checked: Checked, config: ManifestConfig) -> list[dict[str, str]]:
@@ -134,6 +138,12 @@ def describe(
         if spec.image_depth != "uint8":
             spec = replace(spec, image_range=(min(i.lowest for i in images), max(i.highest for i in images)))
     return spec
+
+
+def lengths_of(rows: list[Row], facts: dict[File, Facts], config: ManifestConfig) -> torch.Tensor:
+    """(N,) frames of each row's sequence as training reads it; 1 where there is none."""
+    files = (facts.get(("sequence", row.sequence)) for row in rows)
+    return torch.tensor([min(fact.length, config.max_length or fact.length) if fact else 1 for fact in files])
 
 
 def measure(sequences: Sequence[SequenceFacts]) -> dict[str, list[float]]:

@@ -247,3 +247,12 @@ def test_a_file_that_goes_away_while_training_is_named_with_its_row(source, tmp_
 def test_a_loader_gives_every_row_once(source):
     loader = make_loader(split_of(source()), 4, device=torch.device("cpu"), shuffle=True)
     assert sorted(i for batch in loader for i in batch["index"].tolist()) == list(range(6))
+
+
+def test_lengths_are_those_that_training_reads(source, rows):
+    rows[1]["sequence"] = ""
+    found = source(max_length=8, too_long="truncate")
+    train = split_of(found)
+    assert train.lengths.tolist() == train[0, torch.arange(6)]["length"].tolist() and 1 in train.lengths
+    assert train.lengths.max() == 8 < split_of(source()).lengths.max()
+    assert split_of(source(length_buckets=False)).lengths is None is split_of(found, "val").lengths
