@@ -11,7 +11,10 @@ A batch is a dict:
 `present` is on the CPU, the others on the model's device.
 """
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -23,6 +26,8 @@ from data.split import Batch, Split
 
 REAL_FRAMES = 0.9  # share of a batch's frames, where lengths are brought together
 MOST_WORKERS = 8  # unless the config says more
+
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when its parent ends
 
 
 class EpochBatches(Sampler):
@@ -150,6 +155,7 @@ class Batches:
         made = _Made(dataset, finished=not on_device)
         # Those of the training split live on between its epochs.
         processes = {"num_workers": workers, "persistent_workers": workers > 0 and sampler.shuffle}
+        processes |= {"worker_init_fn": _end_with_parent}
         pin_memory = device.type == "cuda"
         self.loader = DataLoader(made, sampler=sampler, batch_size=None, pin_memory=pin_memory, **processes)
 
@@ -205,6 +211,12 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 def available_cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _end_with_parent(worker: int) -> None:
+    """DataLoader's workers look for their parent every 5 s, and until then a run that was killed would stay locked."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class _Made(Dataset):
