@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from data.manifest.check import check_files, unknown_labels
 from data.manifest.config import ManifestConfig
 from data.manifest.finding import Finding, refuse
-from data.manifest.source import Kept, ManifestRows
+from data.manifest.rows import Kept, ManifestRows
 from data.manifest.table import read_table
 from data.spec import DataSpec
 

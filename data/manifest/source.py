@@ -7,22 +7,14 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from app.messages import Findings
-from app.randomness import Draws
-from data.files.images import read_image, to_unit
-from data.files.paths import BadFile, resolve
-from data.files.sequences import read_sequence
 from data.manifest.check import Checked, check
 from data.manifest.config import ManifestConfig
 from data.manifest.facts import Facts, File, SequenceFacts
-from data.manifest.finding import Finding
-from data.manifest.table import Row, Table
+from data.manifest.rows import Kept, ManifestRows
+from data.manifest.table import Row
 from data.spec import MODALITIES, SPLITS, DataSpec
-from data.split import Batch, Split
-from data.transforms import Preparation, resize_images
 
 SHOWN = 20  # findings
 # Of samples that are kept as the networks read them, so that each is decoded once; those beyond are decoded again.
@@ -169,148 +161,3 @@ def fingerprint(rows: list[Row], facts: dict[File, Facts], modalities: Sequence[
         contents = [fact.digest.hex() if fact else "" for fact in files]
         digest.update(repr((row.label, contents)).encode())
     return f"{len(rows)} rows, {digest.hexdigest()[:16]}"
-
-
-def shrink(pixels: np.ndarray, edge: int) -> np.ndarray:
-    """(C, h, w) of any depth -> the same depth, no edge longer than `edge` pixels; whole numbers are rounded."""
-    size = tuple(min(length, edge) for length in pixels.shape[1:])
-    if size == pixels.shape[1:]:
-        return pixels
-    resized = F.interpolate(torch.from_numpy(pixels.astype(np.float32))[None], size, mode="bilinear", antialias=True)
-    return (resized if pixels.dtype == np.float32 else resized.round())[0].numpy().astype(pixels.dtype)
-
-
-class Kept:
-    """Samples as the networks read them, up to a number of bytes."""
-
-    def __init__(self, limit: int):
-        self.free = limit
-        self.tensors: dict[File, np.ndarray] = {}
-
-    def keep(self, file: File, tensor: np.ndarray) -> None:
-        if (size := tensor.nbytes) <= self.free:
-            self.free -= size
-            self.tensors[file] = tensor
-
-
-class ManifestRows(Split):
-    """Some rows of a table.
-
-    Where the mean over windows is asked for, a batch has all windows of each sample in turn as its `sequence`
-    (W, T, F) and `length` (W,), and `windows` (B,) int64 says how many each sample has.
-
-    Args:
-        spec: classes and preprocessing.
-        modalities: those that are read; the others are told as absent.
-        training: windows are drawn for each epoch.
-        kept: shared by the splits.
-    """
-
-    def __init__(
-        self,
-        table: Table,
-        rows: list[Row],
-        config: ManifestConfig,
-        spec: DataSpec,
-        modalities: Sequence[str],
-        *,
-        image_mean: Sequence[float],
-        image_std: Sequence[float],
-        seed: int,
-        training: bool,
-        kept: Kept,
-    ):
-        self.table, self.rows, self.config, self.spec, self.modalities = table, rows, config, spec, modalities
-        self.training, self.kept = training, kept
-        label_of = {name: label for label, name in enumerate(spec.class_names)}
-        self.labels = torch.tensor([label_of.get(row.label, -1) for row in rows], dtype=torch.int64)  # -1: none
-        self.mean = torch.tensor(spec.normalisation["mean"])
-        self.window_draws = Draws("windows", seed, num_samples=len(rows), width=1)
-        self.finish = Preparation(
-            image_size=config.image_size,
-            image_mean=image_mean,
-            image_std=image_std,
-            feature_mean=spec.normalisation["mean"],
-            feature_std=spec.normalisation["std"],
-            deltas=config.sequence.deltas,
-        )
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def cells(self, index: int) -> dict[str, str]:
-        """The row as it stands in the table, by column."""
-        return self.table.cells(self.rows[index])
-
-    def gather(self, epoch: int, indices: torch.Tensor) -> Batch:
-        rows = [self.rows[i] for i in indices.tolist()]
-        present = torch.tensor([[self._reads(row, name) for name in MODALITIES] for row in rows])
-        draws = self.window_draws(epoch, indices)[:, 0].tolist() if self.training else [0.0] * len(rows)
-        windows = [self._windows(row, draw) for row, draw in zip(rows, draws, strict=True)]
-        parts = [part for of_row in windows for part in of_row]
-        batch = {
-            "image": self._images(rows),
-            "sequence": pad_sequence(parts, batch_first=True),  # (W, T, F)
-            "length": torch.tensor([len(part) for part in parts]),
-            "present": present,
-            "label": self.labels[indices],
-            "index": indices,
-        }
-        if len(parts) > len(rows):
-            batch["windows"] = torch.tensor([len(of_row) for of_row in windows])
-        return batch
-
-    def _reads(self, row: Row, modality: str) -> bool:
-        return modality in self.modalities and getattr(row, modality) is not None
-
-    def _images(self, rows: list[Row]) -> torch.Tensor:
-        """(B, 1 or 3, h, w): uint8 as they are stored or, where sizes or depths differ, float32 with black 0 and
-        white 1; zeros where there is none."""
-        images = {i: self._stored(row, "image") for i, row in enumerate(rows) if self._reads(row, "image")}
-        sizes, kinds = {image.shape[1:] for image in images.values()}, {image.dtype.name for image in images.values()}
-        if len(sizes) > 1 or kinds - {"uint8"}:
-            units = ((i, torch.from_numpy(to_unit(image, self.spec.image_range))) for i, image in images.items())
-            sizes, kinds = {(self.config.image_size,) * 2}, {"float32"}
-            tensors = {i: resize_images(image[None], self.config.image_size)[0] for i, image in units}
-        else:
-            tensors = {i: torch.from_numpy(image) for i, image in images.items()}
-        size, kind = next(iter(sizes), (1, 1)), torch.float32 if "float32" in kinds else torch.uint8
-        channels = max((len(image) for image in tensors.values()), default=1)
-        batch = torch.zeros(len(rows), channels, *size, dtype=kind)
-        for i, image in tensors.items():
-            batch[i] = image  # a grey one is the same in all channels
-        return batch
-
-    def _stored(self, row: Row, modality: str) -> np.ndarray:
-        """An image (1 or 3, S, S) in its depth, a sequence (T, F) float32 as its file has it."""
-        cell = getattr(row, modality)
-        if (modality, cell) in self.kept.tensors:
-            return self.kept.tensors[modality, cell]
-        try:
-            path = resolve(cell, self.table.root)
-            if modality == "image":
-                pixels = read_image(path, self.config.image.max_pixels)
-                stored = shrink(pixels, self.config.image_size)
-            else:
-                stored = read_sequence(path, self.config.sequence, self.config.audio).frames
-        except (BadFile, OSError) as error:
-            finding = Finding(row.number, self.table.columns[modality], cell, f"{error} (it was right when checked)")
-            raise OSError(self.table.line(finding)) from None
-        self.kept.keep((modality, cell), stored)
-        return stored
-
-    def _windows(self, row: Row, draw: float) -> list[torch.Tensor]:
-        """Each (T, F); one frame of means, which becomes zeros, where there is no sequence. draw: in [0, 1)."""
-        if not self._reads(row, "sequence"):
-            return [self.mean[None]]
-        frames = torch.from_numpy(self._stored(row, "sequence"))
-        limit = self.config.max_length or len(frames)
-        last = len(frames) - limit  # the start of the last window
-        if last <= 0:
-            return [frames]
-        starts = [0]
-        if self.config.too_long == "window" and self.training:
-            starts = [int(draw * (last + 1))]
-        elif self.config.too_long == "window" and self.config.windows == "mean":
-            starts = [*range(0, last, limit), last]
-        return [frames[start : start + limit] for start in starts]
