@@ -12,8 +12,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from app.commands.build import build_loader, build_trained
+from app.commands.build import build_loader
 from app.commands.open_run import SKIPPED
+from app.commands.trained import build_trained
 from app.evaluation.predictions import labelled, predict, row_names, rows_of, with_cells
 from app.evaluation.report import (
     describe_report,

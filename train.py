@@ -14,10 +14,11 @@ import sys
 import time
 from contextlib import ExitStack
 
-from app.commands.build import Run, build_run, load_model
+from app.commands.build import Run, build_run
 from app.commands.describe import describe_end, describe_run, describe_scores
 from app.commands.open_run import open_run_folder
 from app.commands.root_config import load_config
+from app.commands.trained import load_model
 from app.evaluation.figures import prediction_grid
 from app.evaluation.predictions import predict, validate
 from app.learning_rates.replay import replay

@@ -1,4 +1,4 @@
-"""Config or checkpoint -> model, data, and all that a training needs. Nothing is printed here."""
+"""Config -> model, data, and all that a training needs. Nothing is printed here."""
 
 import time
 from dataclasses import asdict, dataclass, field
@@ -274,47 +274,3 @@ def _raise_never_exhausted(config: Config, steps_per_epoch: int) -> None:
     lines = never_exhausted(groups, config.learning_rates, epochs=epochs, steps_per_epoch=steps_per_epoch)
     if lines := [*lines]:
         raise Findings(lines)
-
-
-@dataclass
-class Trained:
-    """A checkpoint, ready to predict."""
-
-    saved: dict[str, Any]  # the checkpoint
-    parts: ModelAndData
-    metrics: ClassificationMetrics
-    data_config: DataConfig
-    placement: dict[str, Any]  # device and precision
-    changed: list[str]  # what it reads from the environment, and read otherwise in training
-
-
-def build_trained(
-    checkpoint: Path, device_name: str, manifest: Path | None = None, root: Path | None = None
-) -> Trained:
-    """Reads of the checkpoint's config only what a prediction needs: a variable of the environment that another key
-    reads may be missing.
-
-    manifest, root: see build_model_and_data.
-    """
-    saved = load_checkpoint(checkpoint)
-    tree = saved["config"]
-    if isinstance(tree["model"]["image_branch"], dict):
-        tree["model"]["image_branch"]["weights"] = "none"  # they come from the checkpoint
-    used = ("data", "model", "loss", "run.seed", "run.precision")
-    data, model_config, loss, seed, precision = (read_part(tree, key) for key in used)
-    device = choose_device(device_name)
-    rows = {"saved": saved, "manifest": manifest, "root": root}
-    parts = build_model_and_data(model_config, data, seed=seed, device=device, **rows)
-    load_model(parts.model, saved, checkpoint)
-    objective = build_objective(loss, DataSpec.from_dict(saved["data_spec"]), device)
-    changed = changed_environment(saved, tree, used)
-    placement = {"device": device, "precision": precision}
-    return Trained(saved, parts, parts.new_metrics(objective), data, placement, changed)
-
-
-def load_model(model: FusionClassifier, saved: dict[str, Any], path: Path) -> None:
-    """The weights of a checkpoint. Raises ValueError that names `path` if they are another model's."""
-    try:
-        ModelState(model).load_state_dict(saved["model"])
-    except ValueError as error:
-        raise ValueError(f"checkpoint {path}: {error}") from None
