@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from app.section import Section
+from data.augmentation.config import AugmentationConfig
 
 # In the order of `present` in a batch.
 MODALITIES = ("image", "sequence")
@@ -34,6 +35,9 @@ class DataConfig(Section):
         ge=0,
         description="processes that read training samples ahead; 0: the training process reads them; null: 0, but for "
         "files that do not fit in memory or are decoded anew for each batch, one for each core, 8 at most",
+    )
+    augmentation: AugmentationConfig = Field(
+        AugmentationConfig(), description="how training samples are varied; never those of validation and test"
     )
 
     def reading(self) -> dict[str, Any]:
