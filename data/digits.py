@@ -17,7 +17,7 @@ from pydantic import Field
 from app.randomness import stream
 from data import assets
 from data.spec import SPLITS, DataConfig, DataSpec
-from data.split import Batch, Split
+from data.split import Batch, PreparedSplit
 from data.transforms import Preparation, zero_after_end
 
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
@@ -52,7 +52,7 @@ class Recordings:
         return Recordings(torch.cat([frames[row] for row in rows]), self.length[rows], self.label[rows])
 
 
-class PairedDigits(Split):
+class PairedDigits(PreparedSplit):
     """One split. A sample is a recording; its image is drawn among the split's images of the same class.
 
     Where `redraw` is true, images and noise are drawn anew for each epoch, for all samples at once, from a stream
@@ -64,7 +64,7 @@ class PairedDigits(Split):
         recordings: already normalised.
         image_noise: deviation of the noise on the 8x8 image; 1 is the step from black to white.
         sequence_noise: deviation of the noise on each MFCC, in deviations of that MFCC.
-        finish: see data/split.py.
+        prepare: see data/split.py.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class PairedDigits(Split):
         sequence_noise: float,
         seed: int,
         redraw: bool,
-        finish: Preparation,
+        prepare: Preparation,
     ):
         self.images = images
         self.images_of_class = [torch.nonzero(image_label == c).flatten() for c in range(len(CLASS_NAMES))]
@@ -90,7 +90,8 @@ class PairedDigits(Split):
         self.sequence_noise = sequence_noise
         self.seed = seed
         self.redraw = redraw
-        self.finish = finish
+        self.prepare = prepare
+        self.present = torch.ones(len(recordings.label), 2, dtype=torch.bool)
         self.drawn: tuple[int, torch.Tensor, torch.Tensor] | None = None  # epoch, images, frames
 
     def __len__(self) -> int:
@@ -102,7 +103,7 @@ class PairedDigits(Split):
             "image": images[:, None],
             "sequence": sequence,
             "length": length,
-            "present": torch.ones(len(indices), 2, dtype=torch.bool),
+            "present": self.present[indices],
             "label": self.labels[indices],
             "index": indices,
         }
@@ -182,7 +183,9 @@ class Digits:
     def splits(self, *, seed: int, image_mean: Sequence[float], image_std: Sequence[float]) -> dict[str, PairedDigits]:
         mean, std = (torch.tensor(self.spec.normalisation[name]) for name in ("mean", "std"))
         recordings = replace(self.recordings, frames=(self.recordings.frames - mean) / std)
-        finish = Preparation(image_size=self.config.image_size, image_mean=image_mean, image_std=image_std, deltas=True)
+        prepare = Preparation(
+            image_size=self.config.image_size, image_mean=image_mean, image_std=image_std, deltas=True
+        )
         return {
             split: PairedDigits(
                 self.images[self.image_rows[split]],
@@ -193,7 +196,7 @@ class Digits:
                 sequence_noise=self.config.sequence_noise,
                 seed=seed,
                 redraw=self.config.redraw and split == "train",
-                finish=finish,
+                prepare=prepare,
             )
             for split in SPLITS
         }

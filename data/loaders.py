@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from app.randomness import stream
-from data.split import Batch, Split
+from data.split import ON_CPU, Batch, Split
 
 REAL_FRAMES = 0.9  # share of a batch's frames, where lengths are brought together
 MOST_WORKERS = 8  # unless the config says more
@@ -204,8 +204,11 @@ class Batches:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """All but `present`, by which the rows of a branch are chosen: on the CPU that never waits for the device."""
-    return {n: tensor if n == "present" else tensor.to(device, non_blocking=True) for n, tensor in batch.items()}
+    """All but what is asked for on the CPU, such as `present`, by which the rows of a branch are chosen."""
+    return {
+        name: tensor if name.startswith(ON_CPU) else tensor.to(device, non_blocking=True)
+        for name, tensor in batch.items()
+    }
 
 
 def available_cores() -> int:

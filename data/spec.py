@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from app.section import Section
-from data.augmentation.config import AugmentationConfig
+from data.augmentation.config import AugmentationConfig, stored_size
 
 # In the order of `present` in a batch.
 MODALITIES = ("image", "sequence")
@@ -39,6 +39,11 @@ class DataConfig(Section):
     augmentation: AugmentationConfig = Field(
         AugmentationConfig(), description="how training samples are varied; never those of validation and test"
     )
+
+    @property
+    def stored_image_size(self) -> int:
+        """Pixels of an edge that images keep until they are cropped."""
+        return stored_size(self.augmentation.image, self.image_size)
 
     def reading(self) -> dict[str, Any]:
         """By key, what decides how a file becomes the values that a DataSpec measures."""

@@ -3,7 +3,13 @@
 import torch
 from torch.utils.data import Dataset
 
+from data.transforms import Preparation
+
 Batch = dict[str, torch.Tensor]
+
+
+# What is on the CPU although the batch is on a GPU: asking for it never waits.
+ON_CPU = ("present", "draws_")  # beginnings of names
 
 
 class Split(Dataset):
@@ -31,3 +37,19 @@ class Split(Dataset):
     def cells(self, index: int) -> dict[str, str]:
         """What the source calls that sample: texts by column, for predictions.csv."""
         return {}
+
+
+class PreparedSplit(Split):
+    """A split whose arithmetic is a Preparation, and whose samples may be varied (see data/augmentation/augmented.py).
+
+    Attributes:
+        present: (N, 2) bool, whether each sample has its image, its sequence.
+        max_length: frames of the longest sequence that may come of it; None: no limit.
+    """
+
+    prepare: Preparation
+    present: torch.Tensor
+    max_length: int | None = None
+
+    def finish(self, batch: Batch) -> Batch:
+        return self.prepare(batch)

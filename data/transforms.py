@@ -31,16 +31,25 @@ class Preparation:
         self.feature_mean, self.feature_std, self.deltas = feature_mean, feature_std, deltas
 
     def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """`image` (B, 1 or 3, S, S), uint8 or float32 with black 0 and white 1; `sequence` (B, T, F)."""
-        image, sequence, length = batch["image"], batch["sequence"], batch["length"]
+        """`image` (B, 1 or 3, h, w), uint8 or float32 with black 0 and white 1; `sequence` (B, T, F)."""
+        return self.end(self.begin(batch))
+
+    def begin(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Images float32 with black 0 and white 1, sequences normalised, zeros after each end."""
+        image, sequence = batch["image"], batch["sequence"]
         if image.dtype == torch.uint8:
             image = image.float() / 255
+        if self.feature_mean is not None:
+            mean, std = (sequence.new_tensor(values) for values in (self.feature_mean, self.feature_std))
+            sequence = zero_after_end((sequence - mean) / std, batch["length"])
+        return batch | {"image": image, "sequence": sequence}
+
+    def end(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """From there to what the networks read."""
+        image, sequence, length = batch["image"], batch["sequence"], batch["length"]
         image = normalise_image(resize_images(image, self.image_size), self.image_mean, self.image_std)
         if not (has_image := batch["present"][:, 0]).all():
             image = image.masked_fill(~has_image.to(image.device)[:, None, None, None], 0.0)
-        if self.feature_mean is not None:
-            mean, std = (sequence.new_tensor(values) for values in (self.feature_mean, self.feature_std))
-            sequence = zero_after_end((sequence - mean) / std, length)
         if self.deltas and sequence.shape[2]:  # torchaudio takes no 0 features
             sequence = with_deltas(sequence, length)
         return batch | {"image": image, "sequence": sequence}

@@ -29,6 +29,8 @@ from app.training.precision import choose_device
 from app.training.state import ModelState, OptimizerState, Position, State
 from app.training.step import TrainStep
 from data import assets
+from data.augmentation.augmented import Augmented
+from data.augmentation.config import AugmentationConfig
 from data.loaders import Batches, make_loader
 from data.source import Source, make_new_rows, make_source
 from data.spec import MODALITIES, SPLITS, DataConfig, DataSpec
@@ -158,6 +160,9 @@ def build_objective(config: LossConfig, spec: DataSpec, device: torch.device) ->
 def build_loaders(config: Config, splits: dict[str, Split], device: torch.device) -> dict[str, Batches]:
     order = {"shuffle": True, "class_balanced": config.data.sampler == "class_balanced"}
     limit = {"limit_batches": config.run.limit_batches, "seed": config.run.seed}
+    if (augmentation := config.data.augmentation) != AugmentationConfig():
+        varied = Augmented(splits["train"], augmentation, image_size=config.data.image_size, seed=config.run.seed)
+        splits = splits | {"train": varied}
     return {
         split: build_loader(config.data, dataset, device, **limit, **(order if split == "train" else {}))
         for split, dataset in splits.items()

@@ -1,5 +1,6 @@
 """The section `data.augmentation`: how training samples are varied. Every effect is a section of its own; null: off."""
 
+import math
 from typing import Annotated
 
 from pydantic import Field, field_validator
@@ -158,3 +159,11 @@ class AugmentationConfig(Section):
         description="image, sequence and label are each mixed with those of one other training sample that has the "
         "same modalities; null: off",
     )
+
+
+def stored_size(config: ImageAugmentationConfig, image_size: int) -> int:
+    """Pixels of an edge that an image needs for its smallest crop to have `image_size` pixels along each edge."""
+    if config.crop is None:
+        return image_size
+    low, high = config.crop.ratio
+    return math.ceil(image_size / math.sqrt(config.crop.scale[0] * min(low, 1 / high)))

@@ -64,14 +64,6 @@ class ImageAugmentation:
         return image
 
 
-def stored_size(config: ImageAugmentationConfig, image_size: int) -> int:
-    """Pixels of an edge that an image needs for its smallest crop to have `image_size` pixels along each edge."""
-    if config.crop is None:
-        return image_size
-    low, high = config.crop.ratio
-    return math.ceil(image_size / math.sqrt(config.crop.scale[0] * min(low, 1 / high)))
-
-
 def crop_box(config: CropConfig, uniform: list[float], height: int, width: int) -> tuple[int, int, int, int]:
     """(top, left, height, width) in pixels."""
     area, ratio, top, left = uniform

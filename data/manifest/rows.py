@@ -16,7 +16,7 @@ from data.manifest.facts import File
 from data.manifest.finding import Finding
 from data.manifest.table import Row, Table
 from data.spec import MODALITIES, DataSpec
-from data.split import Batch, Split
+from data.split import Batch, PreparedSplit
 from data.transforms import Preparation, resize_images
 
 
@@ -42,7 +42,7 @@ class Kept:
             self.tensors[file] = tensor
 
 
-class ManifestRows(Split):
+class ManifestRows(PreparedSplit):
     """Some rows of a table.
 
     Where the mean over windows is asked for, a batch has all windows of each sample in turn as its `sequence`
@@ -73,9 +73,12 @@ class ManifestRows(Split):
         self.training, self.kept = training, kept
         label_of = {name: label for label, name in enumerate(spec.class_names)}
         self.labels = torch.tensor([label_of.get(row.label, -1) for row in rows], dtype=torch.int64)  # -1: none
+        there = [[self._reads(row, name) for name in MODALITIES] for row in rows]
+        self.present = torch.tensor(there, dtype=torch.bool).reshape(len(rows), len(MODALITIES))
+        self.max_length = config.max_length
         self.mean = torch.tensor(spec.normalisation["mean"])
         self.window_draws = Draws("windows", seed, num_samples=len(rows), width=1)
-        self.finish = Preparation(
+        self.prepare = Preparation(
             image_size=config.image_size,
             image_mean=image_mean,
             image_std=image_std,
@@ -93,7 +96,6 @@ class ManifestRows(Split):
 
     def gather(self, epoch: int, indices: torch.Tensor) -> Batch:
         rows = [self.rows[i] for i in indices.tolist()]
-        present = torch.tensor([[self._reads(row, name) for name in MODALITIES] for row in rows])
         draws = self.window_draws(epoch, indices)[:, 0].tolist() if self.training else [0.0] * len(rows)
         windows = [self._windows(row, draw) for row, draw in zip(rows, draws, strict=True)]
         parts = [part for of_row in windows for part in of_row]
@@ -101,7 +103,7 @@ class ManifestRows(Split):
             "image": self._images(rows),
             "sequence": pad_sequence(parts, batch_first=True),  # (W, T, F)
             "length": torch.tensor([len(part) for part in parts]),
-            "present": present,
+            "present": self.present[indices],
             "label": self.labels[indices],
             "index": indices,
         }
@@ -119,8 +121,8 @@ class ManifestRows(Split):
         sizes, kinds = {image.shape[1:] for image in images.values()}, {image.dtype.name for image in images.values()}
         if len(sizes) > 1 or kinds - {"uint8"}:
             units = ((i, torch.from_numpy(to_unit(image, self.spec.image_range))) for i, image in images.items())
-            sizes, kinds = {(self.config.image_size,) * 2}, {"float32"}
-            tensors = {i: resize_images(image[None], self.config.image_size)[0] for i, image in units}
+            sizes, kinds = {(self.config.stored_image_size,) * 2}, {"float32"}
+            tensors = {i: resize_images(image[None], self.config.stored_image_size)[0] for i, image in units}
         else:
             tensors = {i: torch.from_numpy(image) for i, image in images.items()}
         size, kind = next(iter(sizes), (1, 1)), torch.float32 if "float32" in kinds else torch.uint8
@@ -139,7 +141,7 @@ class ManifestRows(Split):
             path = resolve(cell, self.table.root)
             if modality == "image":
                 pixels = read_image(path, self.config.image.max_pixels)
-                stored = shrink(pixels, self.config.image_size)
+                stored = shrink(pixels, self.config.stored_image_size)
             else:
                 stored = read_sequence(path, self.config.sequence, self.config.audio).frames
         except (BadFile, OSError) as error:

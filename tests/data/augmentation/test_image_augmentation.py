@@ -8,14 +8,13 @@ from torch.nn.functional import interpolate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from data.augmentation.config import CropConfig, EraseConfig, ImageAugmentationConfig
+from data.augmentation.config import CropConfig, EraseConfig, ImageAugmentationConfig, stored_size
 from data.augmentation.images import (
     ImageAugmentation,
     affine_settings,
     colour_factors,
     crop_box,
     erase_box,
-    stored_size,
 )
 
 ALMOST_1 = 1 - 2**-24  # the greatest number that is drawn
