@@ -1,24 +1,27 @@
-"""What the files of a table hold: each read once, on all cores."""
+"""What the files of a table hold: each read once, on all cores; and the form in which it is stored."""
 
 import gc
 import hashlib
 import multiprocessing
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
 from app.messages import progress_bar
+from data.files.decoding import read_bytes
 from data.files.images import read_image
 from data.files.paths import BadFile, resolve
-from data.files.sequences import read_sequence
+from data.files.sequences import Sequence, read_sequence
 from data.manifest.config import ManifestConfig
 
 _FILES_AT_ONCE = 128  # that a process reads between two answers
-_PIECE = 2**20  # bytes
 _WORTH_PROCESSES = 512  # files; fewer are read sooner than processes start
 
 
@@ -42,6 +45,39 @@ class SequenceFacts(NamedTuple):
 
 File = tuple[str, str]  # a modality, and a cell of its column
 Facts = ImageFacts | SequenceFacts
+
+
+def decode(modality: str, path: Path, config: ManifestConfig) -> np.ndarray | Sequence:
+    """The pixels of an image, or a sequence, as the file holds them. Raises BadFile."""
+    if modality == "image":
+        return read_image(path, config.image.max_pixels)
+    return read_sequence(path, config.sequence, config.audio)
+
+
+def stored_form(decoded: np.ndarray | Sequence, config: ManifestConfig) -> np.ndarray:
+    """What batches are made of, whether it was in a cache or not.
+
+    Of an image (C, h, w) in its depth, C 1 or 3: edges longer than config.stored_image_size are shrunk to it, and then
+    whole numbers rounded, halves to the even one. Of a sequence (T, F) float32, not normalised.
+    """
+    if isinstance(decoded, Sequence):
+        return decoded.frames
+    size = tuple(min(edge, config.stored_image_size) for edge in decoded.shape[1:])
+    if size == decoded.shape[1:]:
+        return decoded
+    shrunk = interpolate(torch.from_numpy(decoded.astype(np.float32))[None], size, mode="bilinear", antialias=True)[0]
+    return (shrunk if decoded.dtype == np.float32 else shrunk.round()).numpy().astype(decoded.dtype)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For what must not depend on the number of threads, as sums of torch do: features of a recording differed."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def read_facts(files: Iterable[File], root: Path, config: ManifestConfig) -> tuple[dict[File, Facts], dict[File, str]]:
@@ -91,26 +127,23 @@ class _Facts(Dataset):
 def _read(modality: str, cell: str, root: Path, config: ManifestConfig) -> Facts | str:
     try:
         path = resolve(cell, root)
-        if modality == "image":
-            pixels = read_image(path, config.image.max_pixels)
-            _, height, width = pixels.shape
-            lowest, highest = float(pixels.min()), float(pixels.max())
-            return ImageFacts(_digest(path), width, height, pixels.dtype.name, lowest, highest)
-        sequence = read_sequence(path, config.sequence, config.audio)
-        frames = sequence.frames.astype(np.float64)
-        mean = frames.mean(0)
-        spread = np.square(frames - mean).sum(0)
-        is_array = path.suffix.lower() in (".npy", ".npz")
-        return SequenceFacts(_digest(path), is_array, len(frames), sequence.columns, mean, spread)
+        return _measure(decode(modality, path, config), path, _digest(path))
     except BadFile as error:
         return str(error)
     except OSError as error:  # it went away, or changed its rights, since it was found
         return f"cannot be read ({error.strerror or error})"
 
 
+def _measure(decoded: np.ndarray | Sequence, path: Path, digest: bytes) -> Facts:
+    if isinstance(decoded, Sequence):
+        frames = decoded.frames.astype(np.float64)
+        mean = frames.mean(0)
+        spread = np.square(frames - mean).sum(0)
+        is_array = path.suffix.lower() in (".npy", ".npz")
+        return SequenceFacts(digest, is_array, len(frames), decoded.columns, mean, spread)
+    _, height, width = decoded.shape
+    return ImageFacts(digest, width, height, decoded.dtype.name, float(decoded.min()), float(decoded.max()))
+
+
 def _digest(path: Path) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-    return digest.digest()
+    return hashlib.blake2b(read_bytes(path), digest_size=16).digest()

@@ -4,10 +4,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from data.manifest.cache import Uncached
 from data.manifest.check import check_files, unknown_labels
 from data.manifest.config import ManifestConfig
 from data.manifest.finding import Finding, refuse
-from data.manifest.rows import Kept, ManifestRows
+from data.manifest.rows import ManifestRows
 from data.manifest.table import read_table
 from data.spec import DataSpec
 
@@ -76,7 +77,7 @@ class NewRows:
                 image_std=image_std,
                 seed=seed,
                 training=False,
-                kept=Kept(0),  # each is read once
+                samples=Uncached(self.table.root, self.config),  # each is read once
             )
         }
 

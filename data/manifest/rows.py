@@ -4,42 +4,18 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from app.randomness import Draws
-from data.files.images import read_image, to_unit
-from data.files.paths import BadFile, resolve
-from data.files.sequences import read_sequence
+from data.files.images import to_unit
+from data.files.paths import BadFile
+from data.manifest.cache import Samples
 from data.manifest.config import ManifestConfig
-from data.manifest.facts import File
 from data.manifest.finding import Finding
 from data.manifest.table import Row, Table
 from data.spec import MODALITIES, DataSpec
 from data.split import Batch, PreparedSplit
 from data.transforms import Preparation, resize_images
-
-
-def shrink(pixels: np.ndarray, edge: int) -> np.ndarray:
-    """(C, h, w) of any depth -> the same depth, no edge longer than `edge` pixels; whole numbers are rounded."""
-    size = tuple(min(length, edge) for length in pixels.shape[1:])
-    if size == pixels.shape[1:]:
-        return pixels
-    resized = F.interpolate(torch.from_numpy(pixels.astype(np.float32))[None], size, mode="bilinear", antialias=True)
-    return (resized if pixels.dtype == np.float32 else resized.round())[0].numpy().astype(pixels.dtype)
-
-
-class Kept:
-    """Samples as the networks read them, up to a number of bytes."""
-
-    def __init__(self, limit: int):
-        self.free = limit
-        self.tensors: dict[File, np.ndarray] = {}
-
-    def keep(self, file: File, tensor: np.ndarray) -> None:
-        if (size := tensor.nbytes) <= self.free:
-            self.free -= size
-            self.tensors[file] = tensor
 
 
 class ManifestRows(PreparedSplit):
@@ -52,7 +28,7 @@ class ManifestRows(PreparedSplit):
         spec: classes and preprocessing.
         modalities: those that are read; the others are told as absent.
         training: windows are drawn for each epoch.
-        kept: shared by the splits.
+        samples: where their files come from.
     """
 
     def __init__(
@@ -67,10 +43,10 @@ class ManifestRows(PreparedSplit):
         image_std: Sequence[float],
         seed: int,
         training: bool,
-        kept: Kept,
+        samples: Samples,
     ):
         self.table, self.rows, self.config, self.spec, self.modalities = table, rows, config, spec, modalities
-        self.training, self.kept = training, kept
+        self.training, self.samples = training, samples
         label_of = {name: label for label, name in enumerate(spec.class_names)}
         self.labels = torch.tensor([label_of.get(row.label, -1) for row in rows], dtype=torch.int64)  # -1: none
         there = [[self._reads(row, name) for name in MODALITIES] for row in rows]
@@ -135,20 +111,11 @@ class ManifestRows(PreparedSplit):
     def _stored(self, row: Row, modality: str) -> np.ndarray:
         """An image (1 or 3, S, S) in its depth, a sequence (T, F) float32 as its file has it."""
         cell = getattr(row, modality)
-        if (modality, cell) in self.kept.tensors:
-            return self.kept.tensors[modality, cell]
         try:
-            path = resolve(cell, self.table.root)
-            if modality == "image":
-                pixels = read_image(path, self.config.image.max_pixels)
-                stored = shrink(pixels, self.config.stored_image_size)
-            else:
-                stored = read_sequence(path, self.config.sequence, self.config.audio).frames
+            return self.samples.read(modality, cell)
         except (BadFile, OSError) as error:
             finding = Finding(row.number, self.table.columns[modality], cell, f"{error} (it was right when checked)")
             raise OSError(self.table.line(finding)) from None
-        self.kept.keep((modality, cell), stored)
-        return stored
 
     def _windows(self, row: Row, draw: float) -> list[torch.Tensor]:
         """Each (T, F); one frame of means, which becomes zeros, where there is no sequence. draw: in [0, 1)."""

@@ -9,16 +9,15 @@ import numpy as np
 import torch
 
 from app.messages import Findings
+from data.manifest.cache import Uncached
 from data.manifest.check import Checked, check
 from data.manifest.config import ManifestConfig
 from data.manifest.facts import Facts, File, SequenceFacts
-from data.manifest.rows import Kept, ManifestRows
+from data.manifest.rows import ManifestRows
 from data.manifest.table import Row
 from data.spec import MODALITIES, SPLITS, DataSpec
 
 SHOWN = 20  # findings
-# Of samples that are kept as the networks read them, so that each is decoded once; those beyond are decoded again.
-KEPT_BYTES = 2 * 2**30
 
 
 class Manifest:
@@ -35,6 +34,7 @@ class Manifest:
         checked = check(config, self.modalities, saved)
         self.skipped, self.notes = skip_or_raise(checked, config), checked.notes
         self.table = checked.table
+        self.samples = Uncached(self.table.root, config)
         self.rows = {split: checked.rows_of(split) for split in SPLITS}
         self.spec = describe(self.rows, checked, config, self.modalities, saved)
         self.lengths = lengths_of(self.rows["train"], checked.facts, config)
@@ -42,7 +42,6 @@ class Manifest:
     def splits(
         self, *, seed: int, image_mean: Sequence[float], image_std: Sequence[float]
     ) -> dict[str, "ManifestRows"]:
-        kept = Kept(KEPT_BYTES)
         splits = {
             split: ManifestRows(
                 self.table,
@@ -54,7 +53,7 @@ class Manifest:
                 image_std=image_std,
                 seed=seed,
                 training=split == "train",
-                kept=kept,
+                samples=self.samples,
             )
             for split in SPLITS
         }

@@ -8,7 +8,6 @@ from torchaudio.functional import compute_deltas
 
 from data.files.sequences import SequenceConfig
 from data.loaders import make_loader
-from data.manifest import source as source_module
 from data.manifest.config import ManifestConfig
 from data.manifest.source import Manifest
 from data.source import make_source
@@ -218,23 +217,6 @@ def test_a_model_that_reads_images_alone(source, deltas):
     batch = split_of(found)[0, torch.arange(3)]
     assert batch["present"].tolist() == [[True, False]] * 3 and batch["image"].shape == (3, 3, 8, 8)
     assert batch["sequence"].shape == (3, 1, 0) and found.spec.num_features == 0
-
-
-def test_a_file_is_decoded_once_where_there_is_room(source, monkeypatch, tmp_path):
-    found = source()
-    reads = []
-    read_image = source_module.read_image
-    monkeypatch.setattr(source_module, "read_image", lambda *args: reads.append(args[0].name) or read_image(*args))
-    train = split_of(found)
-    first = train[0, torch.arange(6)]
-    second = train[1, torch.arange(6)]
-    assert sorted(reads) == [f"{i}.png" for i in range(6)]
-    assert torch.equal(first["image"], second["image"]) and torch.equal(first["sequence"], second["sequence"])
-    monkeypatch.setattr(source_module, "KEPT_BYTES", 3 * 8 * 8 * 4)
-    crowded = split_of(found)
-    for _ in range(2):
-        assert torch.equal(crowded[0, torch.arange(6)]["image"], first["image"])
-    assert len(reads) > 12
 
 
 def test_a_file_that_goes_away_while_training_is_named_with_its_row(source, tmp_path):
