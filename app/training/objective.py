@@ -45,9 +45,25 @@ class Objective:
         """(loss, weight) of each sample whose label is not IGNORED: by them the mean over any number of batches is
         that of one call with all their samples."""
         logits, label = logits[label != IGNORED], label[label != IGNORED]
-        weights = self.class_weights
-        weight = torch.ones(len(label), device=label.device) if weights is None else weights[label]
+        weight = self._weight(label)
         return self(logits, label, reduction="none") / weight, weight
+
+    def of_mixed(
+        self, logits: torch.Tensor, label: torch.Tensor, partner_label: torch.Tensor, share: torch.Tensor
+    ) -> torch.Tensor:
+        """Scalar, of samples that are mixed with partners: the mean over both labels of each sample, of which the own
+        one counts by `share` (B,) and the partner's by the rest. Labels as in a call, IGNORED in both or in neither."""
+        loss = weight = 0.0
+        for part, target in ((share, label), (1 - share, partner_label)):
+            loss = loss + (part * self(logits, target, reduction="none")).sum()
+            weight = weight + (part * self._weight(target)).sum()
+        return loss / weight
+
+    def _weight(self, label: torch.Tensor) -> torch.Tensor:
+        """(B,) of each sample's class; 0 where there is none."""
+        weights = self.class_weights
+        weight = torch.ones_like(label, dtype=torch.float32) if weights is None else weights[label.clamp(min=0)]
+        return weight.masked_fill(label == IGNORED, 0.0)
 
 
 def balanced_weights(class_counts: dict[str, int]) -> torch.Tensor:
@@ -70,11 +86,17 @@ def losses(output, batch: dict[str, torch.Tensor], objective: Objective) -> dict
     Args:
         output: logits (B, C), unimodal_logits by branch, each (B, C); the loss of a branch is over the samples that
             have its input, and 0 where none has.
+        batch: where samples are mixed with partners, it has `partner_label` (B,) and `share` (B,) of the own label.
     """
-    values = {"loss": objective(output.logits, batch["label"])}
+    names = [name for name in ("label", "partner_label") if name in batch]
+
+    def loss(logits: torch.Tensor, labels: list[torch.Tensor]) -> torch.Tensor:
+        return objective(logits, *labels) if len(labels) == 1 else objective.of_mixed(logits, *labels, batch["share"])
+
+    values = {"loss": loss(output.logits, [batch[name] for name in names])}
     for branch, logits in output.unimodal_logits.items():
         if len(batch["present"][:, BRANCHES.index(branch)].nonzero()):
-            own = objective(logits, unimodal_label(batch, branch))
+            own = loss(logits, [unimodal_label(batch, branch, name) for name in names])
         else:
             own = torch.zeros_like(values["loss"])  # the mean of nothing is NaN
         values[f"{branch}/loss"] = own
@@ -86,7 +108,7 @@ def total(values: dict[str, torch.Tensor]) -> torch.Tensor:
     return sum(values.values())
 
 
-def unimodal_label(batch: dict[str, torch.Tensor], branch: str) -> torch.Tensor:
+def unimodal_label(batch: dict[str, torch.Tensor], branch: str, name: str = "label") -> torch.Tensor:
     """(B,) labels for a branch's own head: IGNORED where the sample lacks that branch's input."""
-    label, present = batch["label"], batch["present"][:, BRANCHES.index(branch)]
+    label, present = batch[name], batch["present"][:, BRANCHES.index(branch)]
     return label.masked_fill(~present.to(label.device, non_blocking=True), IGNORED)
