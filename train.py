@@ -5,6 +5,7 @@ python train.py --config configs/fusion.yaml optimizer.groups.image_branch.lr=1e
 python train.py --config configs/fusion.yaml --resume auto
 python train.py --config configs/fusion.yaml --dry-run                        the table of groups, no training
 python train.py --config configs/fusion.yaml --dry-run --parameters           each parameter with its group
+python train.py --config configs/fusion.yaml --dry-run --samples out.png      training samples, drawn with augmentation
 python train.py --config configs/fusion.yaml --replay runs/fusion/metrics.jsonl    the lrs those metrics give
 """
 
@@ -17,19 +18,20 @@ from contextlib import ExitStack
 from app.commands.build import Run, build_run
 from app.commands.describe import describe_end, describe_run, describe_scores
 from app.commands.open_run import open_run_folder
+from app.commands.pictures import draw_augmentation, draw_predictions
 from app.commands.root_config import load_config
 from app.commands.trained import load_model
-from app.evaluation.figures import prediction_grid
-from app.evaluation.predictions import predict, validate
+from app.evaluation.figures import pixels_of
+from app.evaluation.predictions import validate
 from app.learning_rates.replay import replay
-from app.messages import progress_bar, report_error, survive_lost_output, warn
+from app.messages import progress_bar, report_error, survive_lost_output, warn, writing
 from app.param_groups.groups import parameter_table
 from app.records.checkpoint import load_checkpoint, save_checkpoint
 from app.records.run_folder import checkpoint_to_resume, lock_run_folder, run_folder_of
 from app.records.run_log import RunLog, read_validations
 from app.training.group_stats import Starvation
 from app.training.state import raise_if_not_finite
-from data.transforms import network_image_to_rgb
+from data.augmentation.augmented import Augmented
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--resume", metavar="auto|CHECKPOINT", help=resume_help)
     parser.add_argument("--dry-run", action="store_true", help="print the table of groups and end")
     parser.add_argument("--parameters", action="store_true", help="print every parameter with its group, and end")
+    parser.add_argument("--samples", metavar="PNG", help="draw training samples with their augmentation, and end")
     parser.add_argument("--replay", metavar="METRICS", help="print the lrs that recorded validations give, and end")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the config")
@@ -52,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(replay(config.optimizer.groups, config.learning_rates, validations, epochs=config.run.epochs))
                 return 0
             resume_from = checkpoint_to_resume(args.resume, config.run)
-            only_look = args.dry_run or args.parameters
+            only_look = args.dry_run or args.parameters or args.samples
             if resume_from and run_folder_of(resume_from) and not only_look:
                 # Before the checkpoint is read: a process that still trains there would make it stale.
                 at_end.enter_context(lock_run_folder(run_folder_of(resume_from)))
@@ -61,6 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
             if only_look:
                 if args.parameters:
                     print(parameter_table(run.groups))
+                if args.samples:
+                    with writing(args.samples):
+                        draw_augmentation(run).savefig(args.samples)
                 return 0
             open_run_folder(run, at_end)
             training = True
@@ -85,6 +91,8 @@ def train(run: Run) -> None:
     resume_after = position.step if run.resumed_from else None
     run_log = RunLog(run.folder, [group.name for group in run.groups], parts.branches, resume_after)
 
+    if isinstance(loaders["train"].dataset, Augmented) and not run.resumed_from:
+        run_log.board.augmentation(pixels_of(draw_augmentation(run)))
     if position.epoch >= config.run.epochs:
         print(f"nothing left to train: {position.epoch} epochs are finished, run.epochs is {config.run.epochs}")
     for epoch in range(position.epoch, config.run.epochs):
@@ -158,16 +166,6 @@ def save_if_best(run: Run, val: dict[str, float], train_loss: float) -> None:
         best.best = None  # of a run that this one was copied from
     if best.take(value):
         save_checkpoint(best_path, run.checkpoint(val))
-
-
-def draw_predictions(run: Run):
-    """The first 16 samples for validation with their predictions, as one picture (3, H, W)."""
-    batch, output = next(predict(run.parts.model, run.loaders["val"], **run.placement))
-    weights = run.parts.image_weights
-    images = network_image_to_rgb(batch["image"][:16], weights.mean, weights.std)
-    images[~batch["present"][:16, 0]] = 1.0  # white: there is none
-    probabilities = output.logits[:16].float().softmax(1)
-    return prediction_grid(images, probabilities, batch["label"][:16], run.parts.class_names)
 
 
 if __name__ == "__main__":

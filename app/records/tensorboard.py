@@ -93,6 +93,11 @@ class TensorBoard:
         with writing(self.folder):
             self.writer.add_image("val/predictions", grid, step)
 
+    def augmentation(self, picture: torch.Tensor) -> None:
+        """picture: (3, H, W) in [0, 1]"""
+        with writing(self.folder):
+            self.writer.add_image("train/augmentation", picture, 0)
+
     def close(self) -> None:
         with writing(self.folder):
             self.writer.close()

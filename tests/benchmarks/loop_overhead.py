@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 import train
 from app.commands.build import build_run
 from app.commands.open_run import open_run_folder
+from app.commands.pictures import draw_predictions
 from app.commands.root_config import load_config
 from app.evaluation.predictions import validate
 from app.records.checkpoint import save_checkpoint
@@ -61,7 +62,7 @@ def main(rounds: int) -> None:
 
         def end_of_epoch():
             val = validate(model, run.loaders["val"], metrics, **run.placement)
-            picture = train.draw_predictions(run)
+            picture = draw_predictions(run)
             run_log.validation({"step": 0, "epoch": 1}, val, run.learning_rates.curves(), picture)
             save_checkpoint(Path(folder) / "last.pt", run.checkpoint(val))
 

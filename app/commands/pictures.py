@@ -1,0 +1,34 @@
+"""Pictures of a run's samples."""
+
+import torch
+from matplotlib.figure import Figure
+
+from app.commands.build import Run
+from app.evaluation.figures import augmentation_figure, prediction_grid
+from app.evaluation.predictions import predict
+from data.augmentation.augmented import Augmented
+from data.transforms import network_image_to_rgb
+
+_SHOWN = 8  # training samples
+
+
+def draw_predictions(run: Run) -> torch.Tensor:
+    """The first 16 samples for validation with their predictions, as one picture (3, H, W) in [0, 1]."""
+    batch, output = next(predict(run.parts.model, run.loaders["val"], **run.placement))
+    weights = run.parts.image_weights
+    images = network_image_to_rgb(batch["image"][:16], weights.mean, weights.std)
+    images[~batch["present"][:16, 0]] = 1.0  # white: there is none
+    probabilities = output.logits[:16].float().softmax(1)
+    return prediction_grid(images, probabilities, batch["label"][:16], run.parts.class_names)
+
+
+def draw_augmentation(run: Run) -> Figure:
+    """The first training samples of the first epoch, before and after their augmentation."""
+    varied, weights = run.loaders["train"].dataset, run.parts.image_weights
+    plain = varied.split if isinstance(varied, Augmented) else varied
+    epoch, indices = next(iter(run.loaders["train"].sampler))
+    before, after = (
+        batch | {"image": network_image_to_rgb(batch["image"], weights.mean, weights.std)}
+        for batch in (split[epoch, indices[:_SHOWN]] for split in (plain, varied))
+    )
+    return augmentation_figure(before, after, run.parts.class_names)
