@@ -28,13 +28,13 @@ class DataConfig(Section):
     on_device: Literal["auto", "always", "never"] = Field(
         "auto",
         description="where samples are resized, augmented and normalised, and get their deltas: always: on the device "
-        "of the model, after the copy; never: where they are read; auto: on the device if it is a GPU",
+        "of the model, after the copy; never: where they are read; auto: on the device if it is a CUDA GPU",
     )
     workers: int | None = Field(
         None,
         ge=0,
-        description="processes that read training samples ahead; 0: the training process reads them; null: 0, but for "
-        "files that do not fit in memory or are decoded anew for each batch, one for each core, 8 at most",
+        description="processes that make batches ahead; 0: the training process makes them; null: 0, but one for "
+        "each core, 8 at most, for files that do not fit in memory or are decoded anew for each batch",
     )
     augmentation: AugmentationConfig = Field(
         AugmentationConfig(), description="how training samples are varied; never those of validation and test"
