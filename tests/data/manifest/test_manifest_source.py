@@ -238,3 +238,26 @@ def test_lengths_are_those_that_training_reads(source, rows):
     assert train.lengths.tolist() == train[0, torch.arange(6)]["length"].tolist() and 1 in train.lengths
     assert train.lengths.max() == 8 < split_of(source()).lengths.max()
     assert split_of(source(length_buckets=False)).lengths is None is split_of(found, "val").lengths
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_sample_is_the_same_beside_any_other(source, rows, tmp_path, on_device):
+    """Whatever sizes, depths and channels the images have, wherever a sequence ends, and whatever is missing."""
+    draw = np.random.default_rng(0)
+    for i, (shape, depth) in enumerate([((5, 9), 255), ((40, 30), 65535), ((8, 8, 3), 255), ((20, 8), 255)]):
+        kind = np.uint8 if depth == 255 else np.uint16
+        Image.fromarray(draw.integers(0, depth, shape).astype(kind)).save(tmp_path / f"{i}.png")
+    rows[4]["image"], rows[5]["sequence"] = "", ""
+    settings = {"image": {"value_range": [0.0, 65535.0]}, "sequence": {"deltas": True}}
+    train = split_of(source(**settings, max_length=6, too_long="window"))
+    everything = make_loader(train, 6, device=torch.device("cpu"), on_device=on_device)
+    (together,) = list(everything)
+    assert (together["image"][4] == 0).all() and (together["sequence"][5] == 0).all()
+    for i in range(6):
+        for others in ([], [1], [3, 2], [5, 4, 0]):
+            batch = train[0, torch.tensor([*others, i])]
+            n = batch["length"][-1]
+            assert n == together["length"][i]
+            assert torch.equal(batch["image"][-1], together["image"][i])
+            assert torch.equal(batch["sequence"][-1, :n], together["sequence"][i, :n])
+            assert torch.equal(batch["present"][-1], together["present"][i])
