@@ -1,4 +1,4 @@
-"""What is printed: errors and their exit codes, warnings, progress, tables; and output that cannot be written."""
+"""What is printed: errors and their exit codes, warnings, progress, sizes, tables; output that cannot be written."""
 
 import difflib
 import errno
@@ -137,6 +137,13 @@ def name_beside(taken: Collection[str], name: str, others: Collection[str]) -> s
         while name in taken or name in others:
             name = f"input {name}"
     return name
+
+
+def in_words(size: float) -> str:
+    """Bytes as "31 MiB"."""
+    power = 1 + (size >= 1000 * 2**10) + (size >= 1000 * 2**20)
+    size /= 1024**power
+    return f"{size:,.{1 if size < 10 else 0}f} {('KiB', 'MiB', 'GiB')[power - 1]}"
 
 
 def format_table(rows: list[tuple[str, ...]], left: tuple[int, ...] = (0,)) -> str:

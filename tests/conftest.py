@@ -18,6 +18,7 @@ from app.learning_rates.learning_rates import LearningRates, LearningRatesConfig
 from app.param_groups.groups import GroupConfig
 from app.param_groups.optimizer import OptimizerConfig
 from app.section import Section
+from data.assets import IMAGENET_WEIGHTS, SPOKEN_DIGITS
 from models.encoded import Dims
 from models.fusion import Concat
 from models.fusion_classifier import FusionClassifier
@@ -36,6 +37,18 @@ def replace(section: Section, **changes) -> Section:
 def one_group(optimizer: str = "AdamW", **settings) -> OptimizerConfig:
     """A single group, over the whole model unless `params` says otherwise."""
     return OptimizerConfig(name=optimizer, groups={"all": GroupConfig(**{"lr": 0.1, "params": ["*"], **settings})})
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache_folder(tmp_path_factory):
+    """Decoded samples go into a folder of this session, also those of processes that tests start; the public files
+    are those of the user."""
+    folder = tmp_path_factory.mktemp("cache")
+    for asset in (SPOKEN_DIGITS, IMAGENET_WEIGHTS):
+        asset.path.parent.mkdir(parents=True, exist_ok=True)
+        (folder / asset.path.parent.name).symlink_to(asset.path.parent)
+    with mock.patch.dict(os.environ, {"DUET_CACHE": str(folder)}):
+        yield
 
 
 @pytest.fixture

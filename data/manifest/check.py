@@ -8,8 +8,9 @@ from pathlib import Path
 from app.messages import closest
 from data.manifest.columns import BRANCH_OF
 from data.manifest.config import ManifestConfig
-from data.manifest.facts import Facts, File, ImageFacts, SequenceFacts, read_facts
+from data.manifest.facts import Facts, File, ImageFacts, SequenceFacts
 from data.manifest.finding import Finding, of_table
+from data.manifest.reading import Cache, read_facts
 from data.manifest.splits import class_names_of, label_findings, split_findings, split_of_rows
 from data.manifest.table import Row, Table, read_table
 from data.spec import SPLITS, DataSpec
@@ -45,19 +46,22 @@ class Checked:
         ]
 
 
-def check(config: ManifestConfig, modalities: Sequence[str], saved: DataSpec | None = None) -> Checked:
+def check(
+    config: ManifestConfig, modalities: Sequence[str], saved: DataSpec | None = None, cache: Cache | None = None
+) -> Checked:
     """Of a table to train on.
 
     Args:
         modalities: those that the model reads.
         saved: of a checkpoint, whose classes and features the rows must have.
+        cache: is given the files that can be read.
 
-    Raises FileNotFoundError, or Findings where the table as a whole cannot be read.
+    Raises FileNotFoundError, CacheError, or Findings where the table as a whole cannot be read.
     """
     root = Path(config.root) if config.root else None
     table = read_table(Path(config.manifest), root=root, columns=config.columns, modalities=tuple(modalities))
     splits, findings = split_of_rows(table, config.fractions.model_dump())
-    facts, of_files = check_files(table, config, modalities, saved)
+    facts, of_files = check_files(table, config, modalities, saved, cache)
     findings = [*table.findings, *findings, *of_files, *_leaks(table, splits, facts, modalities)]
     if saved:
         findings += unknown_labels(table, saved.class_names)
@@ -107,11 +111,16 @@ def unknown_labels(table: Table, class_names: tuple[str, ...]) -> list[Finding]:
 
 
 def check_files(
-    table: Table, config: ManifestConfig, modalities: Sequence[str], saved: DataSpec | None
+    table: Table,
+    config: ManifestConfig,
+    modalities: Sequence[str],
+    saved: DataSpec | None,
+    cache: Cache | None = None,
 ) -> tuple[dict[File, Facts], list[Finding]]:
     """The facts of the files that can be used, and a finding for each row with another."""
     cells = ((name, getattr(row, name)) for row in table.rows for name in modalities)
-    facts, problems = read_facts(dict.fromkeys(cell for cell in cells if cell[1] is not None), table.root, config)
+    files = dict.fromkeys(cell for cell in cells if cell[1] is not None)
+    facts, problems = read_facts(files, table.root, config, cache)
     sequences = {file: fact for file, fact in facts.items() if isinstance(fact, SequenceFacts)}
     images = {file: fact for file, fact in facts.items() if isinstance(fact, ImageFacts)}
     # Of a checkpoint, layout and depth are known: what does not suit them is a matter of single files.

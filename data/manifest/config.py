@@ -45,6 +45,14 @@ class ManifestConfig(DataConfig):
         "of as many batches as it takes for 0.9 of all frames to be no padding, each pool is sorted by length, and the "
         "batches are put in a drawn order; where length tells the class, a batch then has fewer classes",
     )
+    cache: Literal["folder", "memory", "none"] = Field(
+        "folder",
+        description="where decoded files are kept; folder: in cache_folder, where later runs find them; memory: of "
+        "this run; none: each is decoded anew for each batch",
+    )
+    cache_folder: str | None = Field(
+        None, description="folder of decoded files, on a disk of this machine; null: $DUET_CACHE, else the user's cache"
+    )
 
     def reading(self) -> dict[str, Any]:
         deep = {"data.image.value_range": self.image.value_range}

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 from app.randomness import Draws
 from data.files.images import to_unit
 from data.files.paths import BadFile
-from data.manifest.cache import Samples
+from data.manifest.cache import CacheError, Samples
 from data.manifest.config import ManifestConfig
 from data.manifest.finding import Finding
 from data.manifest.table import Row, Table
@@ -114,7 +114,8 @@ class ManifestRows(PreparedSplit):
         try:
             return self.samples.read(modality, cell)
         except (BadFile, OSError) as error:
-            finding = Finding(row.number, self.table.columns[modality], cell, f"{error} (it was right when checked)")
+            problem = str(error) if isinstance(error, CacheError) else f"{error} (it was right when checked)"
+            finding = Finding(row.number, self.table.columns[modality], cell, problem)
             raise OSError(self.table.line(finding)) from None
 
     def _windows(self, row: Row, draw: float) -> list[torch.Tensor]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from app.messages import Findings
-from data.manifest.cache import Uncached
+from data.manifest.cache import Uncached, make_cache
 from data.manifest.check import Checked, check
 from data.manifest.config import ManifestConfig
 from data.manifest.facts import Facts, File, SequenceFacts
@@ -23,18 +23,20 @@ SHOWN = 20  # findings
 class Manifest:
     """The source `manifest` (see data/source.py for what a source gives).
 
-    Raises FileNotFoundError; or Findings for all that is wrong, with data.on_error=skip only where more rows than
-    data.skip_limit cannot be used, or too little is left.
+    Raises FileNotFoundError or CacheError; or Findings for all that is wrong, with data.on_error=skip only where more
+    rows than data.skip_limit cannot be used, or too little is left.
     """
 
     Config: ClassVar = ManifestConfig
 
     def __init__(self, config: ManifestConfig, saved: DataSpec | None = None, modalities: Sequence[str] = MODALITIES):
         self.config, self.modalities = config, tuple(modalities)
-        checked = check(config, self.modalities, saved)
+        cache = make_cache(config)
+        checked = check(config, self.modalities, saved, cache)
         self.skipped, self.notes = skip_or_raise(checked, config), checked.notes
+        self.notes += [cache.note()] if cache else []
         self.table = checked.table
-        self.samples = Uncached(self.table.root, config)
+        self.samples = cache or Uncached(self.table.root, config)
         self.rows = {split: checked.rows_of(split) for split in SPLITS}
         self.spec = describe(self.rows, checked, config, self.modalities, saved)
         self.lengths = lengths_of(self.rows["train"], checked.facts, config)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from app.messages import Findings, nearest, report_error
+from app.messages import Findings, in_words, nearest, report_error
 from tests.conftest import ROOT
 
 PROGRAM = """
@@ -79,3 +79,8 @@ def test_an_error_is_one_line_and_findings_are_a_line_each(error, prepared, code
 def test_the_nearest_name_is_found_whatever_its_case():
     assert nearest("adamw", ["SGD", "AdamW"]) == "did you mean 'AdamW'? known here: SGD, AdamW"
     assert nearest("zzz", ["SGD"]) == "known here: SGD"
+
+
+def test_sizes_are_told_in_the_unit_that_suits():
+    sizes = (2048, 999 * 2**10, 31 * 2**20, 1.5 * 2**30, 2e12)
+    assert [in_words(size) for size in sizes] == ["2.0 KiB", "999 KiB", "31 MiB", "1.5 GiB", "1,863 GiB"]

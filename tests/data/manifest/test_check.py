@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from app.messages import Findings
-from data.manifest import facts
+from data.manifest import reading
 from data.manifest.check import check, unknown_labels
 from data.manifest.config import ManifestConfig
 from data.manifest.source import Manifest
@@ -42,8 +42,8 @@ def test_a_good_table_has_no_finding(checked):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_is_told_of_each_file(checked, rows, tmp_path, monkeypatch, workers):
     """The same from this process and from others, in any number of pieces."""
-    monkeypatch.setattr(facts, "_WORTH_PROCESSES", 1 if workers else 99)
-    monkeypatch.setattr(facts, "_FILES_AT_ONCE", 3)
+    monkeypatch.setattr(reading, "_WORTH_PROCESSES", 1 if workers else 99)
+    monkeypatch.setattr(reading, "_FILES_AT_ONCE", 3)
     rows[3]["sequence"] = "missing.npy"
     found = checked()
     pixels = np.array(Image.open(tmp_path / "4.png"))
@@ -63,7 +63,7 @@ def test_where_no_processes_can_be_started_this_one_reads_all(checked, monkeypat
     def no_space():
         raise OSError(errno.ENOSPC, "No space left on device")  # of a full /dev/shm
 
-    monkeypatch.setattr(facts, "_WORTH_PROCESSES", 1)
+    monkeypatch.setattr(reading, "_WORTH_PROCESSES", 1)
     monkeypatch.setattr(multiprocessing, "Semaphore", no_space)
     monkeypatch.setattr(multiprocessing.context.BaseContext, "Lock", lambda self: no_space())
     assert len(checked().facts) == 20

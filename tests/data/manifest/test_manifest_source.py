@@ -220,7 +220,7 @@ def test_a_model_that_reads_images_alone(source, deltas):
 
 
 def test_a_file_that_goes_away_while_training_is_named_with_its_row(source, tmp_path):
-    train = split_of(source())
+    train = split_of(source(cache="none"))
     (tmp_path / "3.npy").unlink()
     with pytest.raises(OSError, match=r"table\.csv row 5, column sequence, '3\.npy': is not there.*right when checked"):
         train[0, torch.arange(6)]
