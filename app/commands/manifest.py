@@ -2,6 +2,7 @@
 
 python -m app.commands.manifest check my/table.csv
 python -m app.commands.manifest check my/table.csv data.sequence.layout=FT model.image_branch=null
+python -m app.commands.manifest cache my/table.csv
 python -m app.commands.manifest export-digits DIR
 """
 
@@ -20,6 +21,7 @@ from app.commands.root_config import Config, load_config
 from app.config import save_config
 from app.messages import format_table, report_error, survive_lost_output, writing
 from data.digits import Digits, DigitsConfig
+from data.manifest.cache import make_cache
 from data.manifest.check import Checked, check
 from data.manifest.config import ManifestConfig
 from data.manifest.facts import ImageFacts, SequenceFacts
@@ -27,6 +29,7 @@ from data.spec import SPLITS
 
 COMMANDS = {
     "check": ("say what a table holds, and all that is wrong with it", "configs/manifest.yaml"),
+    "cache": ("check it, and decode its files ahead of the first training", "configs/manifest.yaml"),
     "export-digits": ("write one draw of the default data as a table of files", "configs/fusion.yaml"),
 }
 _LARGEST = 2**16 - 1  # of a 16-bit image
@@ -44,8 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_intermixed_args(arguments)
     config = args.config or COMMANDS[args.command][1]
     try:
-        if args.command == "check":
-            return check_manifest(args.path, config, args.overrides)
+        if args.command != "export-digits":
+            return check_manifest(args.path, config, args.overrides, build_cache=args.command == "cache")
         export_digits(Path(args.path), *load_config(config, args.overrides))
     except KeyboardInterrupt:
         return 130
@@ -56,15 +59,19 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def check_manifest(manifest: str, config_path: str, overrides: list[str]) -> int:
+def check_manifest(manifest: str, config_path: str, overrides: list[str], *, build_cache: bool = False) -> int:
     """Returns 2 where there is a finding."""
     config, _ = load_config(config_path, [f"data.manifest={manifest}", *overrides])
     if not isinstance(config.data, ManifestConfig):
         raise ValueError(
             f"data.source: found {config.data.source} in {config_path}; give a config with source: manifest"
         )
-    checked = check(config.data, modalities_of(config.model))
-    print(describe(checked), *(f"note: {note}" for note in checked.notes), sep="\n")
+    if build_cache and config.data.cache != "folder":
+        raise ValueError(f"data.cache: found {config.data.cache}; only a folder can be built ahead: set it to folder")
+    cache = make_cache(config.data) if build_cache else None
+    checked = check(config.data, modalities_of(config.model), cache=cache)
+    lines = [cache.note()] if cache else [describe(checked), *(f"note: {note}" for note in checked.notes)]
+    print(*lines, sep="\n")
     for finding in checked.findings:
         print(f"error: {checked.table.line(finding)}", file=sys.stderr)
     return 2 if checked.findings else 0
