@@ -12,6 +12,7 @@ A batch is a dict:
 """
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
@@ -133,7 +134,7 @@ def make_loader(
             the data set count where it is shuffled.
     """
     if workers is None:
-        workers = min(available_cores(), MOST_WORKERS) if dataset.read_ahead else 0
+        workers = min(possible_workers(), MOST_WORKERS) if dataset.read_ahead else 0
     labels, lengths = dataset.labels if class_balanced else None, dataset.lengths if shuffle else None
     order = {"shuffle": shuffle, "labels": labels, "lengths": lengths, "limit_batches": limit_batches, "seed": seed}
     sampler = EpochBatches(len(dataset), batch_size, **order)
@@ -211,8 +212,12 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     }
 
 
-def available_cores() -> int:
-    """Those that this process may use."""
+def possible_workers() -> int:
+    """Processes that can run at once: the cores that this one may use; 0 where none can be led."""
+    try:
+        multiprocessing.Semaphore()
+    except (ImportError, OSError):  # as where /dev/shm is full or missing
+        return 0
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 

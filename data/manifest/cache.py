@@ -55,6 +55,9 @@ class Answer(NamedTuple):
 
 
 class Samples(Protocol):
+    def read_ahead(self) -> bool:
+        """Whether reading takes so long that other processes should do it meanwhile."""
+
     def read(self, modality: str, cell: str) -> np.ndarray:
         """The stored form; a copy. Raises BadFile or OSError for what cannot be read any more."""
 
@@ -64,6 +67,9 @@ class Uncached:
 
     def __init__(self, root: Path, config: ManifestConfig):
         self.root, self.config = root, config
+
+    def read_ahead(self) -> bool:
+        return True
 
     def read(self, modality: str, cell: str) -> np.ndarray:
         with one_thread():
@@ -153,6 +159,10 @@ class FolderCache:
     def finish(self, keys: dict[File, bytes], num_found: int) -> None:
         self.keys, self.num_found = Keys(keys), num_found
 
+    def read_ahead(self) -> bool:
+        """The system keeps what it has read in memory that nobody needs: half of it is counted on."""
+        return self._size() > _available_memory() // 2
+
     def read(self, modality: str, cell: str) -> np.ndarray:
         with _telling(self.folder), _environment(self.folder).begin(buffers=True) as transaction:
             item = transaction.get(self.keys[modality, cell])
@@ -213,6 +223,9 @@ class MemoryCache:
 
     def finish(self, keys: dict[File, bytes], num_found: int) -> None:
         self.keys, self.num_found = Keys(keys), num_found
+
+    def read_ahead(self) -> bool:
+        return False
 
     def read(self, modality: str, cell: str) -> np.ndarray:
         piece, start = struct.unpack("<QQ", self.keys[modality, cell])

@@ -1,8 +1,6 @@
 """All files of a table, each read once, on all cores: what they hold, and what a cache keeps of them."""
 
 import gc
-import multiprocessing
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from app.messages import in_words, progress_bar
 from data.files.paths import BadFile, resolve
+from data.loaders import possible_workers
 from data.manifest.cache import Answer, CacheError, FolderCache, MemoryCache
 from data.manifest.config import ManifestConfig
 from data.manifest.facts import Facts, File, decode, digest_of, measure, one_thread, stored_form
@@ -65,8 +64,7 @@ def _read_all(
 ) -> None:
     at_once = min(_FILES_AT_ONCE, reader.cache.files_at_once) if reader.cache else _FILES_AT_ONCE
     chunks = [files[i : i + at_once] for i in range(0, len(files), at_once)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = min(cores, len(chunks)) if len(files) >= _WORTH_PROCESSES and _has_semaphores() else 0
+    workers = min(possible_workers(), len(chunks)) if len(files) >= _WORTH_PROCESSES else 0
     loader = DataLoader(reader, sampler=chunks, batch_size=None, num_workers=workers, collate_fn=_as_they_are)
     gc.freeze()  # Python's garbage collection writes to all objects, and would give each process a copy of them
     try:
@@ -93,15 +91,6 @@ def _expected(files: Sequence[File], answers: dict[File, Answer]) -> int:
         asked[modality] += 1
         added[modality] += answer.added
     return sum(counts[name] * added[name] // asked[name] for name in asked)
-
-
-def _has_semaphores() -> bool:
-    """Without them, as where /dev/shm is full or missing, no processes can be led."""
-    try:
-        multiprocessing.Semaphore()
-    except (ImportError, OSError):
-        return False
-    return True
 
 
 def _as_they_are(answers: list[Answer] | CacheError) -> list[Answer] | CacheError:

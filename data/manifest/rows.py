@@ -47,6 +47,7 @@ class ManifestRows(PreparedSplit):
     ):
         self.table, self.rows, self.config, self.spec, self.modalities = table, rows, config, spec, modalities
         self.training, self.samples = training, samples
+        self.read_ahead = samples.read_ahead()
         label_of = {name: label for label, name in enumerate(spec.class_names)}
         self.labels = torch.tensor([label_of.get(row.label, -1) for row in rows], dtype=torch.int64)  # -1: none
         there = [[self._reads(row, name) for name in MODALITIES] for row in rows]

@@ -8,6 +8,7 @@ from torchaudio.functional import compute_deltas
 
 from data.files.sequences import SequenceConfig
 from data.loaders import make_loader
+from data.manifest import cache as cache_module
 from data.manifest.config import ManifestConfig
 from data.manifest.source import Manifest
 from data.source import make_source
@@ -261,3 +262,16 @@ def test_a_sample_is_the_same_beside_any_other(source, rows, tmp_path, on_device
             assert torch.equal(batch["image"][-1], together["image"][i])
             assert torch.equal(batch["sequence"][-1, :n], together["sequence"][i, :n])
             assert torch.equal(batch["present"][-1], together["present"][i])
+
+
+def test_other_processes_make_batches_where_files_are_decoded_anew_or_the_cache_exceeds_memory(source, monkeypatch):
+    def read_ahead(**settings):
+        splits = source(**settings).splits(seed=0, image_mean=MEAN, image_std=STD)
+        return {split.read_ahead for split in splits.values()}
+
+    assert read_ahead() == read_ahead(cache="memory") == {False}
+    assert read_ahead(cache="none") == {True}
+    size = source().samples._size()
+    for available, expected in ((2 * size, False), (2 * size - 2, True)):
+        monkeypatch.setattr(cache_module, "_available_memory", lambda bytes_=available: bytes_)
+        assert read_ahead() == {expected}
