@@ -32,7 +32,7 @@ _DECODERS = ("numpy", "pillow", "soundfile", "torch", "torchaudio")  # another v
 _MOST_READERS = 1024  # at one moment, in all processes
 _MOST_BYTES = 2**44
 _LOCKS = 2**20  # bytes, and more than lock.mdb has
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # EIO: LMDB's word for a write that ends early
 _DAMAGE = (Damaged, struct.error, lmdb.InvalidError, lmdb.CorruptedError, lmdb.PageNotFoundError)
 
 
@@ -302,8 +302,8 @@ def _telling(folder: Path) -> Iterator[None]:
         yield
     except (lmdb.Error, OSError, *_DAMAGE) as error:
         why = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
-        if isinstance(error, lmdb.MapFullError) or {getattr(error, "code", 0), getattr(error, "errno", 0)} & {*_FULL}:
-            text = f"the disk of {folder} is full; make room, name a folder of another disk (data.cache_folder), "
+        if isinstance(error, lmdb.MapFullError) or {getattr(error, "code", 0), getattr(error, "errno", 0)} & _FULL:
+            text = f"the disk of {folder} is full (or fails); make room, name another folder (data.cache_folder), "
         elif isinstance(error, _DAMAGE):
             raise CacheError(f"data.cache: {folder} is damaged ({why}); delete it and run again") from error
         else:

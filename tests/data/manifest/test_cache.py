@@ -420,7 +420,9 @@ class TestErrors:
         self.enlarge(tmp_path, 512)
         usage = namedtuple("usage", "total used free")
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**20 + 5, 0, 2**40))
-        text = self.told(lambda: Manifest(config(image_size=512, **DEEP)), "the disk of", "is full; make room")
+        text = self.told(
+            lambda: Manifest(config(image_size=512, **DEEP)), "the disk of", "is full (or fails); make room"
+        )
         assert text.endswith("(data.cache_folder), or set data.cache=memory or none")
         assert multiprocessing.active_children() == []
         monkeypatch.undo()
@@ -443,7 +445,7 @@ class TestErrors:
         """Where even the file of locks would not fit: writing to a map of it would end the process."""
         usage = namedtuple("usage", "total used free")
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**30, 2**30, 0))
-        self.told(lambda: Manifest(config()), "is full; make room")
+        self.told(lambda: Manifest(config()), "is full (or fails); make room")
 
     def test_memory_that_is_too_small_is_told_before(self, config, table, monkeypatch, tmp_path):
         self.enlarge(tmp_path, 64)
