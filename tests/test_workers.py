@@ -19,7 +19,7 @@ HANG_GUARD = 10 * 60  # seconds
 
 def smoke(folder, *overrides):
     config = str(ROOT / "configs" / "smoke.yaml")
-    return ["--config", config, f"run.folder={folder}", "run.device=cpu", *overrides]
+    return ["--config", config, f"run.folder={folder}", "run.device=cpu", "run.limit_batches=5", *overrides]
 
 
 def test_runs_with_workers_equal_runs_without_and_resume_without_them(tmp_path):
