@@ -17,6 +17,7 @@ from app.commands.root_config import parse_config
 from app.learning_rates.learning_rates import LearningRates, LearningRatesConfig
 from app.param_groups.groups import GroupConfig
 from app.param_groups.optimizer import OptimizerConfig
+from app.randomness import make_deterministic
 from app.section import Section
 from data.assets import IMAGENET_WEIGHTS, SPOKEN_DIGITS
 from models.encoded import Dims
@@ -24,6 +25,8 @@ from models.fusion import Concat
 from models.fusion_classifier import FusionClassifier
 from models.image_branch import build_network
 from models.temporal_branch import TemporalBranch
+
+make_deterministic()  # as the program does, before the first computation
 
 ROOT = Path(__file__).parent.parent
 GROUP_NAMES = ("image_branch", "temporal_branch", "fusion_head", "unimodal_heads")

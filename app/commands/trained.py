@@ -7,6 +7,7 @@ from typing import Any
 from app.commands.build import ModelAndData, build_model_and_data, build_objective
 from app.commands.root_config import read_part
 from app.evaluation.metrics import ClassificationMetrics
+from app.randomness import make_deterministic
 from app.records.checkpoint import load_checkpoint
 from app.records.environment import changed_environment
 from app.training.precision import choose_device
@@ -35,6 +36,7 @@ def build_trained(
 
     manifest, root: see build_model_and_data.
     """
+    make_deterministic()  # the numbers that training gave
     saved = load_checkpoint(checkpoint)
     tree = saved["config"]
     if isinstance(tree["model"]["image_branch"], dict):

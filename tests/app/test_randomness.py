@@ -1,7 +1,14 @@
+import os
+import re
+import subprocess
+import sys
+
+import pytest
 import torch
 from scipy.stats import kstest
 
 from app.randomness import Draws, derive_seed, seed_everything, stream
+from tests.conftest import ROOT
 
 
 def test_seeds_are_the_same_on_every_machine():
@@ -48,3 +55,14 @@ def test_draws_are_uniform_and_of_samples_independent():
     for column in found.T:
         assert kstest(column.numpy(), "uniform").pvalue > 0.001
     assert abs(torch.corrcoef(torch.stack([found[:-1, 0], found[1:, 0], found[:-1, 1]]))[0, 1:]).max() < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch computes without MKL")
+def test_mkl_computes_reproducibly_from_its_first_product_on():
+    settings = {**os.environ, "MKL_VERBOSE": "1"}  # MKL prints each call with its mode
+    settings.pop("MKL_CBWR", None)
+    command = ["train.py", "--config", "configs/smoke.yaml", "--dry-run", "model.image_branch.weights=none"]
+    result = subprocess.run([sys.executable, *command], cwd=ROOT, env=settings, capture_output=True, text=True)
+    modes = re.findall("MKL_VERBOSE SGEMM.* (CNR:[^ ]*)", result.stdout)
+    assert result.returncode == 0 and set(modes) == {"CNR:AUTO"}
