@@ -107,12 +107,14 @@ class _Reader(Dataset):
         """Returns an error that concerns all files: raised in a process it would come with its traceback."""
         if self.cache is None:
             return [self._answer(*file) for file in chunk]
-        answers, waiting = [], []
+        answers, waiting, size = [], [], 0
         try:
             for file in chunk:
                 waiting.append(self._answer(*file))
-                if sum(answer.added for answer in waiting) > _MOST_WAITING:
-                    answers, waiting = answers + self.cache.put(waiting), []
+                size += waiting[-1].added
+                if size > _MOST_WAITING:
+                    answers += self.cache.put(waiting)
+                    waiting, size = [], 0
             return answers + self.cache.put(waiting)
         except CacheError as error:
             return error

@@ -196,6 +196,16 @@ class TestBatches:
         assert_equal(batches(Manifest(config(**DEEP))), expected)
 
 
+def test_many_bytes_are_written_before_all_of_a_piece_is_decoded(config, table, monkeypatch):
+    """With a limit that a few files reach, or one."""
+    expected, written = batches(Manifest(config(cache="none", **DEEP))), []
+    put = FolderCache.put
+    monkeypatch.setattr(FolderCache, "put", lambda self, answers: written.append(len(answers)) or put(self, answers))
+    monkeypatch.setattr(reading, "_MOST_WAITING", 600)
+    assert_equal(batches(Manifest(config(**DEEP))), expected)
+    assert len(written) > 5 and sum(written) == 19
+
+
 class TestWhatIsDecoded:
     def test_the_second_start_decodes_nothing(self, config, table, monkeypatch, many_processes):
         first = Manifest(config(**DEEP))
