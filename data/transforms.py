@@ -1,6 +1,7 @@
 """Images and sequences, as stored -> as the networks read them. Whole batches at once; no randomness here."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +54,17 @@ class Preparation:
         if self.deltas and sequence.shape[2]:  # torchaudio takes no 0 features
             sequence = with_deltas(sequence, length)
         return batch | {"image": image, "sequence": sequence}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For what must not depend on the number of threads, as sums of torch do: features of a recording differed."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def resize_images(image: torch.Tensor, image_size: int) -> torch.Tensor:

@@ -9,6 +9,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from data.augmentation.config import AffineConfig, ColourConfig, CropConfig, EraseConfig, ImageAugmentationConfig
+from data.transforms import one_thread
 
 # Numbers of each effect. They have their places whether the effect is on or not, so that none moves another's.
 _COUNTS = {"crop": 4, "flip": 2, "affine": 4, "colour": 4, "erase": 5}
@@ -100,12 +101,20 @@ def erase_box(config: EraseConfig, uniform: list[float], image_size: int) -> tup
 
 def _recolour(image: Tensor, factors: dict[str, float]) -> Tensor:
     """torchvision's functions clamp to [0, 1]: what lies beyond, such as noise, is added again. A grey image has no
-    saturation and no hue."""
+    saturation and no hue, also where it has three channels because others of its batch do."""
     inside = image.clamp(0, 1)
     beyond = image - inside
-    for name, factor in factors.items():
-        inside = getattr(functional, f"adjust_{name}")(inside, factor)
-    return inside + beyond
+    adjusted = _adjusted(inside, factors)
+    if len(image) == 3:
+        adjusted = torch.where((image == image[:1]).all(), _adjusted(inside[:1], factors), adjusted)
+    return adjusted + beyond
+
+
+def _adjusted(image: Tensor, factors: dict[str, float]) -> Tensor:
+    with one_thread():  # the mean grey
+        for name, factor in factors.items():
+            image = getattr(functional, f"adjust_{name}")(image, factor)
+    return image
 
 
 def _edges(

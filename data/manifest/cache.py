@@ -24,8 +24,9 @@ from app.messages import in_words
 from data.assets import cache_folder
 from data.files.paths import resolve
 from data.manifest.config import ManifestConfig
-from data.manifest.facts import Facts, File, decode, one_thread, stored_form
+from data.manifest.facts import Facts, File, decode, stored_form
 from data.manifest.items import Damaged, facts_in, stored_in
+from data.transforms import one_thread
 
 _FORMAT = 1  # of the items and of stored_form: items of another are not found
 _DECODERS = ("numpy", "pillow", "soundfile", "torch", "torchaudio")  # another version may decode otherwise

@@ -1,8 +1,6 @@
 """What one file holds: the facts that are checked, and the form in which it is stored."""
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,17 +56,6 @@ def stored_form(decoded: np.ndarray | Sequence, config: ManifestConfig) -> np.nd
         return decoded
     shrunk = interpolate(torch.from_numpy(decoded.astype(np.float32))[None], size, mode="bilinear", antialias=True)[0]
     return (shrunk if decoded.dtype == np.float32 else shrunk.round()).numpy().astype(decoded.dtype)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """For what must not depend on the number of threads, as sums of torch do: features of a recording differed."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def measure(decoded: np.ndarray | Sequence, path: Path, digest: bytes) -> Facts:

@@ -13,9 +13,10 @@ from data.files.paths import BadFile, resolve
 from data.loaders import possible_workers
 from data.manifest.cache import Answer, CacheError, FolderCache, MemoryCache
 from data.manifest.config import ManifestConfig
-from data.manifest.facts import Facts, File, decode, digest_of, measure, one_thread, stored_form
+from data.manifest.facts import Facts, File, decode, digest_of, measure, stored_form
 from data.manifest.items import pack
 from data.spec import MODALITIES
+from data.transforms import one_thread
 
 _FILES_AT_ONCE = 128  # that a process reads between two answers
 _WORTH_PROCESSES = 512  # files; fewer are read sooner than processes start

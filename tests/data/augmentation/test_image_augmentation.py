@@ -229,3 +229,28 @@ def test_no_value_is_read_back_from_the_device():
     """On the device "meta" there are none."""
     image = torch.empty(4, 3, 24, 24, device="meta")
     assert augmentation(16, **ALL)(image, torch.zeros(4, WIDTH)).shape == (4, 3, 16, 16)
+
+
+def test_a_grey_image_is_varied_alike_beside_coloured_ones():
+    """It has three channels then."""
+    grey, uniform = random_images(12, 1, 24, 20), torch.rand(12, WIDTH, generator=torch.Generator().manual_seed(1))
+    everything = augmentation(16, **ALL)
+    assert torch.equal(everything(grey.expand(-1, 3, -1, -1), uniform), everything(grey, uniform).expand(-1, 3, -1, -1))
+
+
+def test_colours_do_not_depend_on_the_number_of_threads():
+    """Large enough for torch to share the work."""
+    colours, image = augmentation(224, colour=ALL["colour"]), random_images(8, 3, 224, 224)
+    uniform, threads, found = (
+        torch.rand(8, WIDTH, generator=torch.Generator().manual_seed(1)),
+        torch.get_num_threads(),
+        [],
+    )
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(colours(image, uniform))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
