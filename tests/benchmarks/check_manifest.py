@@ -2,11 +2,12 @@
 
     python -m tests.benchmarks.check_manifest [rows] [recordings]
 
-Each row names a grey PNG of 32 x 32 pixels and a .npy of 20 x 13 values, no two files alike; then a smaller table of
-WAV files of one second. `python -m app.commands.manifest check` runs on each as a process of its own, its start
-included; the files were just written, so they come from the system's cache. CPU: user and system time of all its
-processes. Memory, the most found at any half second, Linux only: what the process and its workers hold, pages that
-they share counted once, and of mapped files (libraries) what the process with most of them holds.
+100,000 rows and 2,000 recordings unless told otherwise. Each row names a grey PNG of 32 x 32 pixels and a .npy of 20 x
+13 values, no two files alike; then a table of recordings, WAV files of one second. `python -m app.commands.manifest
+check` runs on each as a process of its own, its start included; the files were just written, so they come from the
+system's cache. CPU: user and system time of all its processes. Memory, the most found at any half second, Linux only:
+what the process and its workers hold, pages that they share counted once, and of mapped files (libraries) what the
+process with most of them holds.
 """
 
 import csv
@@ -26,6 +27,8 @@ import soundfile
 from app.messages import format_table
 
 NUM_CLASSES = 10
+SPLITS = ("train", "train", "val", "test")  # said by the table: a draw may leave a class of a small one without a split
+LEAST_ROWS = NUM_CLASSES * len(SPLITS)  # each class in each split
 INTERVAL = 0.5  # seconds between two looks at the memory
 
 
@@ -61,12 +64,12 @@ def write_table(folder: Path, num_rows: int, writers: dict[str, tuple[str, Calla
         (folder / column).mkdir(parents=True)
     with open(folder / "table.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow((*writers, "label"))
+        table.writerow((*writers, "label", "split"))
         for row in range(num_rows):
             names = [f"{column}/{row:06}{suffix}" for column, (suffix, _) in writers.items()]
             for name, (_, write) in zip(names, writers.values(), strict=True):
                 write(folder / name, drawn)
-            table.writerow((*names, f"class {row % NUM_CLASSES}"))
+            table.writerow((*names, f"class {row % NUM_CLASSES}", SPLITS[row // NUM_CLASSES % len(SPLITS)]))
     return folder / "table.csv"
 
 
@@ -116,7 +119,9 @@ def measure(table: Path, overrides: list[str]) -> dict[str, float]:
     return {"wall": wall, "cpu": cpu, "memory": memory, "processes": processes}
 
 
-def main(num_rows: int, num_recordings: int) -> None:
+def main(num_rows: int = 100_000, num_recordings: int = 2000) -> None:
+    if min(num_rows, num_recordings) < LEAST_ROWS:
+        sys.exit(f"found {num_rows} rows and {num_recordings} recordings; give at least {LEAST_ROWS} of each")
     small = {"image": (".png", write_png), "sequence": (".npy", write_npy)}
     kinds = {
         "PNG and .npy": (num_rows, small, []),
@@ -135,4 +140,4 @@ def main(num_rows: int, num_recordings: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]) if len(sys.argv) > 1 else (100_000, 2000))
+    main(*map(int, sys.argv[1:]))
