@@ -123,17 +123,15 @@ def _parse_table(content: bytes, separator: str) -> tuple[np.ndarray, tuple[str,
     rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
     while rows and not rows[-1]:
         rows.pop()
-    names = None
-    if rows and any(_number(cell) is None for cell in rows[0]):
-        names = tuple(cell.strip() for cell in rows[0])
-    first = 0 if names is None else 1
-    if len(rows) == first:
-        raise BadFile("has a header and no frames" if first else "has no frames; write one a row")
 
     def line(row: int) -> str:  # a cell in quotes may hold line breaks
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
         return f"line {[reader.line_num for _ in zip(range(row + 1), reader, strict=False)][-1]}"
 
+    names = _header(rows, line(0)) if rows else None
+    first = 0 if names is None else 1
+    if len(rows) == first:
+        raise BadFile("has a header and no frames" if first else "has no frames; write one a row")
     for number, row in enumerate(rows):
         if len(row) != len(rows[0]):
             remedy = "separate the cells by ','" if ";" in "".join(rows[0] + row) else "make all rows equal"
@@ -148,6 +146,41 @@ def _parse_table(content: bytes, separator: str) -> tuple[np.ndarray, tuple[str,
                 raise BadFile(f"has {row[i][:40]!r} in {where}: {_why_no_number(row[i])}")
             values[number, column] = value
     return values, None if names is None else tuple(names[i] for i in kept)
+
+
+def _header(rows: list[list[str]], line: str) -> tuple[str, ...] | None:
+    """The first row, where it has names alone; None where it has numbers and gaps alone.
+
+    Raises BadFile for a mixture, for a column without a name, and for the header of numbers that pandas writes for
+    columns without names.
+
+    Args:
+        line: where that row is.
+    """
+    cells = [cell.strip() for cell in rows[0]]
+    numbers = [_number(cell) for cell in cells]
+    if None not in numbers:
+        counted = [str(i) for i in range(len(cells))]
+        floats = len(rows) > 1 and not any(re.fullmatch(r"\s*[+-]?\d+\s*", row[0]) for row in rows[1:] if row)
+        if cells == counted and (len(cells) > 1 or floats) or len(cells) > 1 and cells == ["", *counted[:-1]]:
+            raise BadFile(
+                f"has {','.join(rows[0])[:40]!r} in {line}, a header of numbers as pandas writes it; save it with "
+                "header=False and index=False, or write names there"
+            )
+        return None
+    if not all(number is None or math.isnan(number) for number in numbers):
+        column = numbers.index(None)
+        raise BadFile(
+            f"has {rows[0][column][:40]!r} in {line}, column {column + 1}: {_why_no_number(rows[0][column])}; "
+            "if the row is a header, none of its names may be a number"
+        )
+    for column, name in enumerate(cells, start=1):
+        if not name or name.startswith("Unnamed: "):
+            raise BadFile(
+                f"has {name!r} in {line}, column {column}, where the header has names; name the column, or take it out "
+                "(is it the index of pandas? Save with index=False)"
+            )
+    return tuple(cells)
 
 
 def _number(cell: str) -> float | None:

@@ -167,7 +167,11 @@ def test_a_file_above_the_limit_is_not_read(complaint, monkeypatch):
         ("x\n7\n8", [[7], [8]], ("x",)),
         ("time,x,Timestamp\n0.0,1,2020-01-01\n0.1,2,noon\n", [[1], [2]], ("x",)),
         ('"a,\nb","c;d"\n1,2\n3,4\n', [[1, 2], [3, 4]], ("a,\nb", "c;d")),
-        ("0,x\n1,2\n3,4\n", [[1, 2], [3, 4]], ("0", "x")),
+        ("Na,K\n1,2\n3,4\n", [[1, 2], [3, 4]], ("Na", "K")),
+        ("0\n1\n", [[0], [1]], None),
+        ("0\n0.5\n1\n", [[0], [0.5], [1]], None),
+        ("0.0,1.0\n1,2\n", [[0, 1], [1, 2]], None),
+        ("0,1,3\n1,2,3\n", [[0, 1, 3], [1, 2, 3]], None),
     ],
 )
 def test_tables(text, frames, columns, read):
@@ -184,6 +188,18 @@ def test_tables(text, frames, columns, read):
         ("", ".csv", "is empty (0 bytes)"),
         ("\n\n", ".csv", "has no frames; write one a row"),
         ("x,y\n", ".csv", "has a header and no frames"),
+        ("1.O,2\n3,4\n5,6\n", ".csv", "has '1.O' in line 1, column 1: no number; correct it; if the row is a header, "
+         "none of its names may be a number"),
+        ("1,2,\"3,0\"\n3,4,5\n", ".csv", "has '3,0' in line 1, column 3: write decimals with a point"),
+        ("time,0,1\n0.0,1,2\n0.1,2,3\n", ".csv", "has 'time' in line 1, column 1: no number"),
+        (",0,1\n0,0.5,1.5\n1,2.5,3.5\n", ".csv", "has ',0,1' in line 1, a header of numbers as pandas writes it; save "
+         "it with header=False and index=False, or write names there"),
+        ("0,1,2\n5,7,9\n1,2,3\n", ".csv", "has '0,1,2' in line 1, a header of numbers"),
+        ("0\n0.5\n1.5\n", ".csv", "has '0' in line 1, a header of numbers"),
+        (",x,y\n0,1,2\n1,3,4\n", ".csv", "has '' in line 1, column 1, where the header has names; name the column, or "
+         "take it out (is it the index of pandas? Save with index=False)"),
+        ("Unnamed: 0,x\n0,1\n1,3\n", ".csv", "has 'Unnamed: 0' in line 1, column 1, where the header has names"),
+        ("x,y,\n1,2,\n3,4,\n", ".csv", "has '' in line 1, column 3"),
         ("x,y\n1,2\n", ".csv", "has one frame; a sequence needs two"),
         ("time\n1\n2\n", ".csv", "has no columns beside time; add the features"),
         ("time,TimeStamp\n1,2\n2,3\n", ".csv", "has no columns beside time"),
