@@ -93,13 +93,15 @@ class ManifestRows(PreparedSplit):
 
     def _images(self, rows: list[Row]) -> torch.Tensor:
         """(B, 1 or 3, h, w): uint8 as they are stored or, where sizes or depths differ, float32 with black 0 and
-        white 1; zeros where there is none."""
+        white 1; zeros where there is none. Crops are of one size, so that none depends on the sizes beside it."""
         images = {i: self._stored(row, "image") for i, row in enumerate(rows) if self._reads(row, "image")}
         sizes, kinds = {image.shape[1:] for image in images.values()}, {image.dtype.name for image in images.values()}
-        if len(sizes) > 1 or kinds - {"uint8"}:
+        edge = self.config.stored_image_size if self.training else self.config.image_size
+        to_crop = edge > self.config.image_size and sizes - {(edge, edge)}
+        if len(sizes) > 1 or kinds - {"uint8"} or to_crop:
             units = ((i, torch.from_numpy(to_unit(image, self.spec.image_range))) for i, image in images.items())
-            sizes, kinds = {(self.config.stored_image_size,) * 2}, {"float32"}
-            tensors = {i: resize_images(image[None], self.config.stored_image_size)[0] for i, image in units}
+            sizes, kinds = {(edge, edge)}, {"float32"}
+            tensors = {i: resize_images(image[None], edge)[0] for i, image in units}
         else:
             tensors = {i: torch.from_numpy(image) for i, image in images.items()}
         size, kind = next(iter(sizes), (1, 1)), torch.float32 if "float32" in kinds else torch.uint8

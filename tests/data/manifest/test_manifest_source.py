@@ -241,8 +241,9 @@ def test_lengths_are_those_that_training_reads(source, rows):
     assert split_of(source(length_buckets=False)).lengths is None is split_of(found, "val").lengths
 
 
+@pytest.mark.parametrize("augmentation", [{}, {"image": {"crop": {"scale": [0.25, 1.0]}}}])
 @pytest.mark.parametrize("on_device", [False, True])
-def test_a_sample_is_the_same_beside_any_other(source, rows, tmp_path, on_device):
+def test_a_sample_is_the_same_beside_any_other(source, rows, tmp_path, on_device, augmentation):
     """Whatever sizes, depths and channels the images have, wherever a sequence ends, and whatever is missing."""
     draw = np.random.default_rng(0)
     for i, (shape, depth) in enumerate([((5, 9), 255), ((40, 30), 65535), ((8, 8, 3), 255), ((20, 8), 255)]):
@@ -250,7 +251,7 @@ def test_a_sample_is_the_same_beside_any_other(source, rows, tmp_path, on_device
         Image.fromarray(draw.integers(0, depth, shape).astype(kind)).save(tmp_path / f"{i}.png")
     rows[4]["image"], rows[5]["sequence"] = "", ""
     settings = {"image": {"value_range": [0.0, 65535.0]}, "sequence": {"deltas": True}}
-    train = split_of(source(**settings, max_length=6, too_long="window"))
+    train = split_of(source(**settings, max_length=6, too_long="window", augmentation=augmentation))
     everything = make_loader(train, 6, device=torch.device("cpu"), on_device=on_device)
     (together,) = list(everything)
     assert (together["image"][4] == 0).all() and (together["sequence"][5] == 0).all()
@@ -262,6 +263,19 @@ def test_a_sample_is_the_same_beside_any_other(source, rows, tmp_path, on_device
             assert torch.equal(batch["image"][-1], together["image"][i])
             assert torch.equal(batch["sequence"][-1, :n], together["sequence"][i, :n])
             assert torch.equal(batch["present"][-1], together["present"][i])
+
+
+def test_validation_reads_images_alike_whether_training_crops_them_or_not(source, tmp_path):
+    for i, shape in enumerate([(5, 6), (7, 7), (8, 3), (8, 8)], start=6):
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, shape).astype(np.uint8)).save(tmp_path / f"{i}.png")
+    plain, cropped = (
+        split_of(source(augmentation=augmentation), "val")
+        for augmentation in ({}, {"image": {"crop": {"scale": [0.25, 1.0]}}})
+    )
+    everything = torch.arange(len(plain))
+    assert torch.equal(plain[0, everything]["image"], cropped[0, everything]["image"])
+    for i in everything:
+        assert torch.equal(cropped[0, i[None]]["image"][0], plain[0, everything]["image"][i])
 
 
 def test_other_processes_make_batches_where_files_are_decoded_anew_or_the_cache_exceeds_memory(source, monkeypatch):
