@@ -18,13 +18,13 @@ from contextlib import ExitStack
 from app.commands.build import Run, build_run
 from app.commands.describe import describe_end, describe_run, describe_scores
 from app.commands.open_run import open_run_folder
-from app.commands.pictures import draw_augmentation, draw_predictions
+from app.commands.pictures import draw_augmentation, draw_predictions, save_picture
 from app.commands.root_config import load_config
 from app.commands.trained import load_model
 from app.evaluation.figures import pixels_of
 from app.evaluation.predictions import validate
 from app.learning_rates.replay import replay
-from app.messages import progress_bar, report_error, survive_lost_output, warn, writing
+from app.messages import progress_bar, report_error, survive_lost_output, warn
 from app.param_groups.groups import parameter_table
 from app.records.checkpoint import load_checkpoint, save_checkpoint
 from app.records.run_folder import checkpoint_to_resume, lock_run_folder, run_folder_of
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(replay(config.optimizer.groups, config.learning_rates, validations, epochs=config.run.epochs))
                 return 0
             resume_from = checkpoint_to_resume(args.resume, config.run)
-            only_look = args.dry_run or args.parameters or args.samples
+            only_look = args.dry_run or args.parameters or args.samples is not None
             if resume_from and run_folder_of(resume_from) and not only_look:
                 # Before the checkpoint is read: a process that still trains there would make it stale.
                 at_end.enter_context(lock_run_folder(run_folder_of(resume_from)))
@@ -64,9 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
             if only_look:
                 if args.parameters:
                     print(parameter_table(run.groups))
-                if args.samples:
-                    with writing(args.samples):
-                        draw_augmentation(run).savefig(args.samples)
+                if args.samples is not None:
+                    save_picture(draw_augmentation(run), args.samples)
                 return 0
             open_run_folder(run, at_end)
             training = True

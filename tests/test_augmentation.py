@@ -44,7 +44,11 @@ def test_samples_are_drawn_into_a_file_and_nothing_else_is_left(run, tmp_path, c
     assert Image.open(picture).size[0] > 800 and [path.name for path in tmp_path.iterdir()] == ["out.png"]
     capsys.readouterr()
     config = ["--config", str(ROOT / "configs" / "smoke.yaml"), f"run.folder={tmp_path}"]
-    for name, words in (("out.xyz", "xyz"), ("no/out.png", "out.png could not be written")):
-        assert train.main([*config, "--samples", str(tmp_path / name)]) == 2
+    bad = {f"{tmp_path}/out.xyz": "xyz", f"{tmp_path}/no/out.png": "out.png could not be written"}
+    for name, words in (bad | {str(tmp_path): "could not be written", "": "could not be written"}).items():
+        assert train.main([*config, "--samples", name]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ") and words in line
+    assert train.main([*config, "--samples", str(tmp_path / "plain")]) == 0  # no suffix is added
+    assert Image.open(tmp_path / "plain").format == "PNG" and not tmp_path.with_suffix(".png").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.png", "plain"]

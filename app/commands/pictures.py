@@ -1,11 +1,14 @@
 """Pictures of a run's samples."""
 
+from pathlib import Path
+
 import torch
 from matplotlib.figure import Figure
 
 from app.commands.build import Run
 from app.evaluation.figures import augmentation_figure, prediction_grid
 from app.evaluation.predictions import predict
+from app.messages import writing
 from data.augmentation.augmented import Augmented
 from data.transforms import network_image_to_rgb
 
@@ -32,3 +35,9 @@ def draw_augmentation(run: Run) -> Figure:
         for batch in (split[epoch, indices[:_SHOWN]] for split in (plain, varied))
     )
     return augmentation_figure(before, after, run.parts.class_names)
+
+
+def save_picture(figure: Figure, path: str) -> None:
+    """In the format of the path's suffix; PNG where it has none. Raises OSError or ValueError."""
+    with writing(path):
+        figure.savefig(path, format=Path(path).suffix[1:] or "png")  # without a format it might name the file otherwise
