@@ -85,6 +85,16 @@ def survive_lost_output() -> None:
             setattr(sys, name, new)
 
 
+def killed_worker(error: Exception) -> str | None:
+    """Where torch found a process dead, which interrupts the program at whatever it does: that, with what to do."""
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
+        return (
+            f"a process that reads samples was killed ({str(error).splitlines()[0]}); is there too little memory, or "
+            "shared memory (/dev/shm)? data.workers=0 reads in the training process"
+        )
+    return None
+
+
 def report_error(error: Exception, *, prepared: bool = False) -> int:
     """Prints one line, or one a finding.
 
@@ -93,6 +103,7 @@ def report_error(error: Exception, *, prepared: bool = False) -> int:
     bad_input = isinstance(error, ValueError | OSError) and not prepared
     expected = bad_input or isinstance(error, FloatingPointError | OSError)
     for line in str(error).splitlines() if isinstance(error, Findings) else [" ".join(str(error).split())]:
+        line = killed_worker(error) or line
         text = line if expected else f"{type(error).__name__}: {line} (--debug shows where)"
         print(f"error: {text}", file=sys.stderr)
     return 2 if bad_input else 1

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from app.messages import killed_worker
 from app.randomness import stream
 from data.split import ON_CPU, Batch, Split
 
@@ -170,17 +171,16 @@ class Batches:
     def _made(self) -> Iterator[Batch]:
         """Raises OSError for a sample that cannot be read, RuntimeError where a worker was killed."""
         try:
-            for batch in self.loader:
+            for batch in _started(self.loader):
                 if isinstance(batch, str):
                     raise OSError(batch)
                 yield batch
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise RuntimeError(
-                f"a process that reads samples was killed ({str(error).splitlines()[0]}); is there too little memory, "
-                "or shared memory (/dev/shm)? data.workers=0 reads in the training process"
-            ) from None
+            if text := killed_worker(error):
+                raise RuntimeError(text) from None
+            if str(error).startswith("Caught "):  # in a process, whose traceback follows
+                raise RuntimeError(str(error).splitlines()[-1]) from error
+            raise
 
     def _on_device(self, batch: Batch) -> Batch:
         batch = to_device(batch, self.device)
@@ -225,6 +225,18 @@ def _end_with_parent(worker: int) -> None:
     """DataLoader's workers look for their parent every 5 s, and until then a run that was killed would stay locked."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _started(loader: DataLoader) -> Iterator:
+    """iter(loader), whose processes leave Ctrl-C, which a terminal sends to them too, to this one. One that comes while
+    they are forked is heard afterwards: Python may lose it there."""
+    if not hasattr(signal, "pthread_sigmask"):
+        return iter(loader)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # forked processes inherit it
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Made(Dataset):

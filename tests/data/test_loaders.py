@@ -1,4 +1,6 @@
+import multiprocessing
 import os
+import re
 import signal
 from functools import partial
 
@@ -6,6 +8,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from app.messages import report_error
 from data import loaders
 from data.loaders import EpochBatches
 from data.split import Split
@@ -220,3 +223,45 @@ def test_a_worker_that_was_killed_is_told_with_what_to_do():
     loader.sampler.epoch = 1
     with pytest.raises(RuntimeError, match=r"^a process that reads samples was killed.*memory.*data\.workers=0"):
         list(loader)
+
+
+def test_another_error_in_a_worker_is_its_own_line():
+    class Uneven(Echo):
+        def gather(self, epoch, indices):
+            return {"label": torch.zeros(2) + torch.zeros(3)}
+
+    for workers in (0, 1):
+        with pytest.raises(RuntimeError, match=r"^(RuntimeError: )?The size of tensor a \(2\) must match [^\n]*$"):
+            list(make_loader(Uneven(), 10, workers=workers))
+
+
+def test_a_worker_whose_end_interrupts_the_program_is_told_alike(capsys):
+    """torch raises where the signal finds the program, seldom in the loader."""
+    assert report_error(RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed. "), prepared=True) == 1
+    assert re.search(r"^error: RuntimeError: a process that .*\(pid 3\).*data\.workers=0", capsys.readouterr().err)
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="as on Windows")
+def test_an_interrupt_while_processes_are_forked_is_heard_and_never_reaches_them(monkeypatch):
+    """Python drops an exception at a fork, and a worker that is interrupted is one that was killed."""
+    heard, at_fork = [], [os.getpid()]
+
+    def interrupt():
+        if os.getpid() in at_fork:
+            at_fork.clear()
+            os.kill(os.getpid(), signal.SIGINT)
+
+    os.register_at_fork(after_in_parent=interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            for batch in make_loader(Echo(), 10, workers=1):
+                heard.append(batch)
+    finally:
+        at_fork.clear()
+    assert not heard
+
+    batches = iter(make_loader(Echo(), 10, workers=1))
+    next(batches)
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGINT)
+    list(batches)
