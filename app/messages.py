@@ -157,8 +157,15 @@ def in_words(size: float) -> str:
     return f"{size:,.{1 if size < 10 else 0}f} {('KiB', 'MiB', 'GiB')[power - 1]}"
 
 
+def visible(text: str) -> str:
+    """With the characters that cannot be seen, such as line breaks, escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def format_table(rows: list[tuple[str, ...]], left: tuple[int, ...] = (0,)) -> str:
-    """Aligned columns; the first row is the heading, and the columns in `left` are text."""
+    """Aligned columns; the first row is the heading, and the columns in `left` are text. A row is a line, whatever
+    characters its cells have."""
+    rows = [tuple(map(visible, row)) for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
 
     def line(row: tuple[str, ...]) -> str:

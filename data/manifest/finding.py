@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from app.messages import Findings
+from app.messages import Findings, visible
 
 MOST_CHARACTERS = 80  # of a value, in a line
 MOST_LINES = 20  # where the whole table cannot be used
@@ -46,7 +46,7 @@ def shown(text: str, most: int = MOST_CHARACTERS) -> str:
     """`text` in one line: its middle left out where it is long, characters that cannot be seen escaped."""
     if len(text) > most:
         text = f"{text[: most // 2 - 2]}...{text[1 - most // 2 :]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return visible(text)
 
 
 def refuse(manifest: str | Path, findings: Sequence[Finding]) -> None:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from app.messages import Findings, in_words, nearest, report_error
+from app.messages import Findings, format_table, in_words, nearest, report_error
 from tests.conftest import ROOT
 
 PROGRAM = """
@@ -84,3 +84,8 @@ def test_the_nearest_name_is_found_whatever_its_case():
 def test_sizes_are_told_in_the_unit_that_suits():
     sizes = (2048, 999 * 2**10, 31 * 2**20, 1.5 * 2**30, 2e12)
     assert [in_words(size) for size in sizes] == ["2.0 KiB", "999 KiB", "31 MiB", "1.5 GiB", "1,863 GiB"]
+
+
+def test_a_row_of_a_table_is_one_line_whatever_its_cells_hold():
+    table = format_table([("class", "rows"), ("a\nb\t\u2028", "10")])
+    assert table.splitlines() == ["class         rows", "------------------", "a\\nb\\t\\u2028    10"]
