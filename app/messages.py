@@ -131,14 +131,26 @@ def _system_error(error: BaseException | None) -> OSError | None:
 
 
 def warn(text: str) -> None:
-    print(f"warning: {text}")
+    with tqdm.external_write_mode():  # on a terminal, without what a progress bar has drawn in this line
+        print(f"warning: {visible(text)}", flush=True)
+
+
+class _Lines:
+    """Standard error as a log file: each state of a progress bar is a line, and nothing clears it."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            print(text.strip(), file=sys.stderr)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def progress_bar(loader: DataLoader, title: str, unit: str = "step", scale: int = 1) -> tqdm:
     """scale: units in a batch of the loader."""
     # In a log file a line every 10 seconds is plenty.
-    pace = 0.1 if sys.stderr.isatty() else 10
-    shown = {"unit": unit, "unit_scale": scale if scale > 1 else False, "mininterval": pace}
+    place = {"mininterval": 0.1} if sys.stderr.isatty() else {"mininterval": 10, "file": _Lines()}
+    shown = {"unit": unit, "unit_scale": scale if scale > 1 else False, **place}
     return tqdm(loader, desc=title, leave=False, dynamic_ncols=True, delay=1, **shown)  # nothing of what takes no time
 
 

@@ -1,12 +1,14 @@
 """What an error prints; and standard streams that are closed, full or no longer read, in real processes."""
 
+import io
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
-from app.messages import Findings, format_table, in_words, nearest, report_error
+from app.messages import Findings, format_table, in_words, nearest, progress_bar, report_error, warn
 from tests.conftest import ROOT
 
 PROGRAM = """
@@ -84,6 +86,39 @@ def test_the_nearest_name_is_found_whatever_its_case():
 def test_sizes_are_told_in_the_unit_that_suits():
     sizes = (2048, 999 * 2**10, 31 * 2**20, 1.5 * 2**30, 2e12)
     assert [in_words(size) for size in sizes] == ["2.0 KiB", "999 KiB", "31 MiB", "1.5 GiB", "1,863 GiB"]
+
+
+def on_screen(text: str) -> list[str]:
+    """The lines of a terminal, where what follows a carriage return is written over the line."""
+    lines = []
+    for line in text.split("\n"):
+        row = ""
+        for part in line.split("\r"):
+            row = part + row[len(part) :]
+        lines.append(row.rstrip())
+    return lines
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_warnings_and_errors_beside_a_progress_bar_have_lines_of_their_own(terminal, monkeypatch):
+    screen = io.StringIO()
+    screen.isatty = lambda: terminal
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, screen)
+    try:
+        with progress_bar([1, 2, 3], "epoch 1") as batches:
+            for batch in batches:
+                time.sleep(0.6)  # a bar is shown after a second
+                batches.refresh()
+                if batch == 2:
+                    warn("one\ntwo")
+            raise FloatingPointError("not finite")
+    except FloatingPointError as error:
+        report_error(error, prepared=True)
+    lines = on_screen(screen.getvalue())
+    bars = [line for line in lines if line.startswith("epoch 1: ")]
+    assert [line for line in lines if line not in bars] == ["warning: one\\ntwo", "error: not finite", ""]
+    assert len(bars) == (0 if terminal else 3) and ("\r" in screen.getvalue()) == terminal
 
 
 def test_a_row_of_a_table_is_one_line_whatever_its_cells_hold():
