@@ -77,6 +77,7 @@ class NewRows:
                 image_std=image_std,
                 seed=seed,
                 training=False,
+                edge=self.config.image_size,
                 samples=Uncached(self.table.root, self.config),  # each is read once
             )
         }

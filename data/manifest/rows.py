@@ -28,6 +28,7 @@ class ManifestRows(PreparedSplit):
         spec: classes and preprocessing.
         modalities: those that are read; the others are told as absent.
         training: windows are drawn for each epoch.
+        edge: pixels of an edge that images of different sizes are brought to, or all, if it exceeds config.image_size.
         samples: where their files come from.
     """
 
@@ -43,10 +44,11 @@ class ManifestRows(PreparedSplit):
         image_std: Sequence[float],
         seed: int,
         training: bool,
+        edge: int,
         samples: Samples,
     ):
         self.table, self.rows, self.config, self.spec, self.modalities = table, rows, config, spec, modalities
-        self.training, self.samples = training, samples
+        self.training, self.edge, self.samples = training, edge, samples
         self.read_ahead = samples.read_ahead()
         label_of = {name: label for label, name in enumerate(spec.class_names)}
         self.labels = torch.tensor([label_of.get(row.label, -1) for row in rows], dtype=torch.int64)  # -1: none
@@ -96,7 +98,7 @@ class ManifestRows(PreparedSplit):
         white 1; zeros where there is none. Crops are of one size, so that none depends on the sizes beside it."""
         images = {i: self._stored(row, "image") for i, row in enumerate(rows) if self._reads(row, "image")}
         sizes, kinds = {image.shape[1:] for image in images.values()}, {image.dtype.name for image in images.values()}
-        edge = self.config.stored_image_size if self.training else self.config.image_size
+        edge = self.edge
         to_crop = edge > self.config.image_size and sizes - {(edge, edge)}
         if len(sizes) > 1 or kinds - {"uint8"} or to_crop:
             units = ((i, torch.from_numpy(to_unit(image, self.spec.image_range))) for i, image in images.items())

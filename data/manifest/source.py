@@ -40,6 +40,7 @@ class Manifest:
         self.rows = {split: checked.rows_of(split) for split in SPLITS}
         self.spec = describe(self.rows, checked, config, self.modalities, saved)
         self.lengths = lengths_of(self.rows["train"], checked.facts, config)
+        self.crop_edge = crop_edge(self.rows["train"], checked.facts, config)
 
     def splits(
         self, *, seed: int, image_mean: Sequence[float], image_std: Sequence[float]
@@ -55,6 +56,7 @@ class Manifest:
                 image_std=image_std,
                 seed=seed,
                 training=split == "train",
+                edge=self.crop_edge if split == "train" else self.config.image_size,
                 samples=self.samples,
             )
             for split in SPLITS
@@ -137,6 +139,13 @@ def lengths_of(rows: list[Row], facts: dict[File, Facts], config: ManifestConfig
     """(N,) frames of each row's sequence as training reads it; 1 where there is none."""
     files = (facts.get(("sequence", row.sequence)) for row in rows)
     return torch.tensor([min(fact.length, config.max_length or fact.length) if fact else 1 for fact in files])
+
+
+def crop_edge(rows: list[Row], facts: dict[File, Facts], config: ManifestConfig) -> int:
+    """Pixels of an edge of all images that crops are taken of: those of the largest, as it is stored."""
+    images = (facts.get(("image", row.image)) for row in rows)
+    largest = max((max(fact.width, fact.height) for fact in images if fact), default=0)
+    return max(config.image_size, min(largest, config.stored_image_size))
 
 
 def measure(sequences: Sequence[SequenceFacts]) -> dict[str, list[float]]:

@@ -265,6 +265,18 @@ def test_a_sample_is_the_same_beside_any_other(source, rows, tmp_path, on_device
             assert torch.equal(batch["present"][-1], together["present"][i])
 
 
+def test_crops_are_of_images_as_large_as_the_largest_of_training_and_no_larger_than_they_need(source, tmp_path):
+    def edges(**crop):
+        train = split_of(source(augmentation={"image": {"crop": crop or None}}))
+        return train.gather(0, torch.arange(6))["image"].shape[2:]
+
+    assert edges(scale=[0.01, 1.0], ratio=[1.0, 1.0]) == (8, 8)  # images of 8 x 8 need not be 80 x 80 large
+    Image.fromarray(np.zeros((20, 4), dtype=np.uint8)).save(tmp_path / "0.png")
+    assert edges() == (8, 8)
+    assert edges(scale=[0.01, 1.0], ratio=[1.0, 1.0]) == (20, 20)
+    assert edges(scale=[0.25, 1.0], ratio=[1.0, 1.0]) == (16, 16)
+
+
 def test_validation_reads_images_alike_whether_training_crops_them_or_not(source, tmp_path):
     for i, shape in enumerate([(5, 6), (7, 7), (8, 3), (8, 8)], start=6):
         Image.fromarray(np.random.default_rng(i).integers(0, 255, shape).astype(np.uint8)).save(tmp_path / f"{i}.png")
