@@ -117,11 +117,23 @@ class ManifestRows(PreparedSplit):
         """An image (1 or 3, S, S) in its depth, a sequence (T, F) float32 as its file has it."""
         cell = getattr(row, modality)
         try:
-            return self.samples.read(modality, cell)
+            stored = self.samples.read(modality, cell)
+            self._raise_if_unsuitable(modality, stored)
+            return stored
         except (BadFile, OSError) as error:
             problem = str(error) if isinstance(error, CacheError) else f"{error} (it was right when checked)"
             finding = Finding(row.number, self.table.columns[modality], cell, problem)
             raise OSError(self.table.line(finding)) from None
+
+    def _raise_if_unsuitable(self, modality: str, stored: np.ndarray) -> None:
+        """Raises BadFile for a file that was changed since it was checked, as far as no batch can hold it now."""
+        if modality == "image":
+            if stored.dtype != np.uint8 and self.spec.image_range is None:
+                raise BadFile(f"has values of type {stored.dtype.name}, the training images have uint8")
+        elif stored.shape[1] != len(self.mean):
+            raise BadFile(f"has {stored.shape[1]} features, the others have {len(self.mean)}")
+        elif self.config.too_long == "error" and len(stored) > (self.config.max_length or len(stored)):
+            raise BadFile(f"has {len(stored)} frames, data.max_length is {self.config.max_length}")
 
     def _windows(self, row: Row, draw: float) -> list[torch.Tensor]:
         """Each (T, F); one frame of means, which becomes zeros, where there is no sequence. draw: in [0, 1)."""

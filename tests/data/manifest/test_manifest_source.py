@@ -227,6 +227,21 @@ def test_a_file_that_goes_away_while_training_is_named_with_its_row(source, tmp_
         train[0, torch.arange(6)]
 
 
+@pytest.mark.parametrize(
+    ("name", "now", "words"),
+    [
+        ("3.npy", np.zeros((6, 4)), "column sequence, '3.npy': has 4 features, the others have 3"),
+        ("3.npy", np.zeros((30, 3)), "column sequence, '3.npy': has 30 frames, data.max_length is 20"),
+        ("3.png", np.zeros((8, 8), np.uint16), "column image, '3.png': has values of type uint16, .* have uint8"),
+    ],
+)
+def test_a_file_that_becomes_another_while_training_is_named_with_its_row(source, tmp_path, name, now, words):
+    train = split_of(source(cache="none", max_length=20))
+    np.save(tmp_path / name, now) if name.endswith("npy") else Image.fromarray(now).save(tmp_path / name)
+    with pytest.raises(OSError, match=rf"table\.csv row 5, {words} \(it was right when checked\)$"):
+        train[0, torch.arange(6)]
+
+
 def test_a_loader_gives_every_row_once(source):
     loader = make_loader(split_of(source()), 4, device=torch.device("cpu"), shuffle=True)
     assert sorted(i for batch in loader for i in batch["index"].tolist()) == list(range(6))
