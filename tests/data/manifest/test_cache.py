@@ -316,7 +316,7 @@ class TestProcesses:
         children = [context.Process(target=in_child, args=(None, samples, self.FILES, results)) for _ in range(2)]
         for child in children:
             child.start()
-        assert results.get(timeout=60) == results.get(timeout=60) == expected
+        assert results.get(timeout=300) == results.get(timeout=300) == expected
         for child in children:
             child.join()
             assert child.exitcode == 0
@@ -324,6 +324,7 @@ class TestProcesses:
 
     def test_a_child_gets_no_environment_of_its_parent(self, config, table):
         """It opens its own, and ends; its parent can write, and read, as before."""
+        cache_module._close_all()
         samples = Manifest(config(**DEEP)).samples
         read_all(samples, self.FILES)
         assert len(cache_module._OPEN) == 1
