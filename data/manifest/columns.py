@@ -24,8 +24,9 @@ ROLES = {
     "id": ("id",),
 }
 BRANCH_OF = {"image": "model.image_branch", "sequence": "model.temporal_branch"}
-# For an image or a sequence that is missing, whatever their case. In other columns they are text like any.
+# For what is missing, whatever their case, in the columns of these roles. In others they are text like any.
 MISSING = ("", "na", "nan", "null", "none")
+MAY_BE_MISSING = ("image", "sequence", "group")
 # Whatever their case.
 SPLIT_WORDS = {
     "train": ("train", "training"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from app.messages import closest, name_beside
 from data.manifest.cells import SUFFIXES, Cells, read_cells
-from data.manifest.columns import BRANCH_OF, MISSING, ROLES, roles_of_columns
+from data.manifest.columns import BRANCH_OF, MAY_BE_MISSING, MISSING, ROLES, roles_of_columns
 from data.manifest.finding import Finding, of_table, refuse, shown
 from data.manifest.folder import read_folder
 
@@ -22,7 +22,7 @@ class Row:
 
     Fields:
         number: as in Finding.row; of a folder, the position of the sample from 1.
-        image, sequence: paths as they are written; None also for the words of MISSING.
+        image, sequence, group: as they are written; None also for the words of MISSING.
         extra: the cells of Table.extra_columns, "" where empty.
     """
 
@@ -151,13 +151,15 @@ def _unreadable(path: Path, mode: int) -> list[Finding]:
 
 
 def _rows(cells: Cells, place: Mapping[str, int], extra: list[int]) -> list[Row]:
-    at = [place.get(role) for role in ROLES]
+    at = [(place.get(role), role in MAY_BE_MISSING) for role in ROLES]
     rows = []
     for number, row in zip(cells.numbers, cells.rows, strict=True):
-        image, sequence, *others = [None if i is None else row[i] or None for i in at]
-        image = None if image is None or image.casefold() in MISSING else image
-        sequence = None if sequence is None or sequence.casefold() in MISSING else sequence
-        rows.append(Row(number, image, sequence, *others, tuple([row[i] or "" for i in extra])))
+        of_roles = [None if i is None else row[i] or None for i, _ in at]
+        of_roles = [
+            None if cell is not None and missing and cell.casefold() in MISSING else cell
+            for cell, (_, missing) in zip(of_roles, at, strict=True)
+        ]
+        rows.append(Row(number, *of_roles, tuple([row[i] or "" for i in extra])))
     return rows
 
 

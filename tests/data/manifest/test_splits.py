@@ -137,6 +137,8 @@ def test_all_rows_of_a_group_are_in_one_split(table):
     splits, _ = split_of_rows(table("image,wav,label,subject,id", *alone), FRACTIONS)
     same, _ = split_of_rows(table("image,wav,label,id", *[row.replace("cat,,", "cat,") for row in alone]), FRACTIONS)
     assert splits == same and set(splits) == {"train", "val", "test"}
+    unknown = [row.replace("cat,,", "cat,NA,") for row in alone]
+    assert split_of_rows(table("image,wav,label,subject,id", *unknown), FRACTIONS)[0] == splits
 
 
 def test_a_malformed_row_has_no_split(table):

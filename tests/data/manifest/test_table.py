@@ -64,14 +64,14 @@ def test_a_table_becomes_rows_by_role(written, tmp_path):
 
 
 @pytest.mark.parametrize("word", ["", "NA", "na", "NaN", "nan", "NAN", "null", "NULL", "None", "none", " NaN "])
-def test_words_for_a_missing_file(written, word):
-    (row, _) = read_table(written(f"image,sequence,label\n{word},a.wav,cat\nb.png,b.wav,dog\n")).rows
-    assert row.image is None and row.sequence == "a.wav"
+def test_words_for_what_is_missing(written, word):
+    (row, _) = read_table(written(f"image,sequence,label,speaker\n{word},a.wav,cat,{word}\nb.png,b.wav,dog,x\n")).rows
+    assert row.image is None and row.sequence == "a.wav" and row.group is None
 
 
 def test_those_words_are_text_elsewhere(written):
-    table = read_table(written("image,sequence,label,group,id\na.png,a.wav,None,NA,nan\nb.png,,n/a,null,x\n"))
-    assert [(row.label, row.group, row.id) for row in table.rows] == [("None", "NA", "nan"), ("n/a", "null", "x")]
+    table = read_table(written("image,sequence,label,group,id\na.png,a.wav,None,n/a,nan\nb.png,,n/a,s,x\n"))
+    assert [(row.label, row.group, row.id) for row in table.rows] == [("None", "n/a", "nan"), ("n/a", "s", "x")]
     assert table.findings == []
 
 
