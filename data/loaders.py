@@ -157,7 +157,7 @@ class Batches:
         made = _Made(dataset, finished=not on_device)
         # Those of the training split live on between its epochs.
         processes = {"num_workers": workers, "persistent_workers": workers > 0 and sampler.shuffle}
-        processes |= {"worker_init_fn": _end_with_parent}
+        processes |= {"worker_init_fn": end_with_parent}
         pin_memory = device.type == "cuda"
         self.loader = DataLoader(made, sampler=sampler, batch_size=None, pin_memory=pin_memory, **processes)
 
@@ -221,10 +221,17 @@ def possible_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def _end_with_parent(worker: int) -> None:
+def end_with_parent(worker: int) -> None:
     """DataLoader's workers look for their parent every 5 s, and until then a run that was killed would stay locked."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    sys.excepthook = _report_what_concerns_the_run
+
+
+def _report_what_concerns_the_run(kind: type[BaseException], error: BaseException, traceback) -> None:
+    """A thread that hands tensors over finds its receiver gone where a run ends at Ctrl-C."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _started(loader: DataLoader) -> Iterator:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from app.messages import in_words, progress_bar
 from data.files.paths import BadFile, resolve
-from data.loaders import possible_workers
+from data.loaders import end_with_parent, possible_workers
 from data.manifest.cache import Answer, CacheError, FolderCache, MemoryCache
 from data.manifest.config import ManifestConfig
 from data.manifest.facts import Facts, File, decode, digest_of, measure, stored_form
@@ -66,7 +66,8 @@ def _read_all(
     at_once = min(_FILES_AT_ONCE, reader.cache.files_at_once) if reader.cache else _FILES_AT_ONCE
     chunks = [files[i : i + at_once] for i in range(0, len(files), at_once)]
     workers = min(possible_workers(), len(chunks)) if len(files) >= _WORTH_PROCESSES else 0
-    loader = DataLoader(reader, sampler=chunks, batch_size=None, num_workers=workers, collate_fn=_as_they_are)
+    processes = {"num_workers": workers, "worker_init_fn": end_with_parent}
+    loader = DataLoader(reader, sampler=chunks, batch_size=None, collate_fn=_as_they_are, **processes)
     gc.freeze()  # Python's garbage collection writes to all objects, and would give each process a copy of them
     try:
         with progress_bar(loader, title, "file", at_once) as found:
