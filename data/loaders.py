@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -225,6 +226,7 @@ def end_with_parent(worker: int) -> None:
     """DataLoader's workers look for their parent every 5 s, and until then a run that was killed would stay locked."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the parent ends this one
     sys.excepthook = _report_what_concerns_the_run
 
 
@@ -235,15 +237,17 @@ def _report_what_concerns_the_run(kind: type[BaseException], error: BaseExceptio
 
 
 def _started(loader: DataLoader) -> Iterator:
-    """iter(loader), whose processes leave Ctrl-C, which a terminal sends to them too, to this one. One that comes while
-    they are forked is heard afterwards: Python may lose it there."""
-    if not hasattr(signal, "pthread_sigmask"):
+    """iter(loader). A Ctrl-C while its processes are forked is heard afterwards: Python drops what is raised there."""
+    if threading.current_thread() is not threading.main_thread():
         return iter(loader)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # forked processes inherit it
+    heard = []
+    before = signal.signal(signal.SIGINT, lambda *call: heard.append(call)) or signal.SIG_DFL
     try:
         return iter(loader)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, before)
+        if heard:
+            signal.raise_signal(signal.SIGINT)
 
 
 class _Made(Dataset):

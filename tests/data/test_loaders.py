@@ -241,7 +241,7 @@ def test_a_worker_whose_end_interrupts_the_program_is_told_alike(capsys):
     assert re.search(r"^error: RuntimeError: a process that .*\(pid 3\).*data\.workers=0", capsys.readouterr().err)
 
 
-@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="as on Windows")
+@pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="nothing is forked on Windows")
 def test_an_interrupt_while_processes_are_forked_is_heard_and_never_reaches_them(monkeypatch):
     """Python drops an exception at a fork, and a worker that is interrupted is one that was killed."""
     heard, at_fork = [], [os.getpid()]
