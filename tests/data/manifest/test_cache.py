@@ -17,8 +17,8 @@ from data.manifest import cache as cache_module
 from data.manifest import reading
 from data.manifest.cache import Answer, CacheError, FolderCache, Keys, Uncached, folder_of
 from data.manifest.config import ManifestConfig
-from data.manifest.facts import ImageFacts, SequenceFacts, stored_form
-from data.manifest.items import Damaged, facts_in, pack, stored_in
+from data.manifest.facts import ImageFacts, stored_form
+from data.manifest.items import pack
 from data.manifest.source import Manifest
 from data.spec import SPLITS
 from tests.conftest import replace
@@ -133,38 +133,6 @@ def test_what_is_read_does_not_depend_on_the_number_of_threads(tmp_path, config,
             found.append(samples.read(modality, cell))
             assert torch.get_num_threads() == num
         np.testing.assert_array_equal(*found)
-
-
-class TestItems:
-    FACTS = (
-        ImageFacts(b"\0\xff" * 8, 640, 480, "float32", -1e-45, 0.1),
-        SequenceFacts(bytes(16), False, 7, ("ä", "b"), np.array([1 / 3, 1e300]), np.array([5e-324, 0.0])),
-        SequenceFacts(bytes(16), True, 7, None, np.array([2.0]), np.array([0.5])),
-    )
-
-    @pytest.mark.parametrize("facts", FACTS)
-    @pytest.mark.parametrize("shape", [(3, 5, 5), (4, 2), (2, 1, 1)])
-    @pytest.mark.parametrize("kind", [np.uint8, np.float32])
-    def test_facts_and_values_come_back_to_the_bit(self, facts, shape, kind):
-        stored = (np.random.default_rng(0).normal(size=shape) * 100).astype(kind)
-        item = memoryview(pack(facts, stored) + b"what follows")
-        found, values = facts_in(item), stored_in(item)
-        assert type(found) is type(facts)
-        for ours, theirs in zip(found, facts, strict=True):
-            np.testing.assert_array_equal(ours, theirs)
-            assert type(ours) is type(theirs)
-        np.testing.assert_array_equal(values, stored)
-        assert values.dtype == kind and values.flags.writeable and values.flags.aligned
-
-    def test_no_flipped_bit_is_taken_for_an_item(self):
-        """Each is found by whoever reads the part that it is in; the head is in both."""
-        item = pack(self.FACTS[1], np.ones((2, 3), np.float32))
-        for bit in range(8 * len(item)):
-            flipped = bytearray(item)
-            flipped[bit // 8] ^= 1 << bit % 8
-            with pytest.raises(Damaged):
-                facts_in(memoryview(flipped))
-                stored_in(memoryview(flipped))
 
 
 def test_keys_are_found_for_each_file():
@@ -346,7 +314,7 @@ class TestProcesses:
     def test_what_is_read_is_no_memory_of_the_process(self, config):
         """48 MiB are read; pages of the file can be given back at any time, others cannot."""
         cache, stored = FolderCache(config()), np.zeros((3, 512, 512), np.uint8)
-        facts = TestItems.FACTS[0]
+        facts = ImageFacts(bytes(16), 1, 1, "uint8", 0.0, 1.0)
         keys = {("image", f"{i}"): i.to_bytes(16, "little") for i in range(64)}
         for key in keys.values():
             cache.put([Answer(facts, key, pack(facts, stored + key[0]))])
