@@ -8,7 +8,7 @@ A batch is a dict:
     label     (B,) int64
     index     (B,) int64              the sample's place in its split
 
-`present` is on the CPU, the others on the model's device.
+`present` and `index` are on the CPU, the others on the model's device.
 """
 
 import ctypes

@@ -9,7 +9,7 @@ Batch = dict[str, torch.Tensor]
 
 
 # What is on the CPU although the batch is on a GPU: asking for it never waits.
-ON_CPU = ("present", "draws_")  # beginnings of names
+ON_CPU = ("present", "index", "draws_")  # beginnings of names
 
 
 class Split(Dataset):

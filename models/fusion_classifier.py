@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
 from app.messages import nearest
+from app.randomness import seed_everything
 from app.section import Section
 from models.encoded import Encoded
 from models.fusion import FUSIONS, Fusion, FusionHeadConfig, spread
@@ -17,17 +18,15 @@ from models.pretrained import IMAGENET_MEAN, IMAGENET_STD, ImageWeights, build_p
 from models.temporal_branch import TemporalBranch, TemporalBranchConfig
 
 
-class UnimodalHeadsConfig(Section):
-    loss_weight: float = Field(
-        ge=0, description="weight of their losses in what trains the branches; 0: only the heads learn from them"
-    )
-
-
 class ModelConfig(Section):
+    removed_keys: ClassVar[dict[str, str]] = {
+        "unimodal_heads": "has no keys any more: balance.gradients.<branch>.own says how much of a branch's own head's "
+        "gradient reaches it; remove it"
+    }
+
     image_branch: ImageBranchConfig | None = Field(description="null: a model that reads sequences only")
     temporal_branch: TemporalBranchConfig | None = Field(description="an LSTM; null: a model that reads images only")
     fusion_head: FusionHeadConfig = Field(description="joined embeddings -> hidden layer -> logits")
-    unimodal_heads: UnimodalHeadsConfig = Field(description="a linear classifier on each branch's embedding")
 
     @model_validator(mode="after")
     def _has_a_branch(self) -> "ModelConfig":
@@ -44,6 +43,13 @@ class Output(NamedTuple):
     unimodal_logits: dict[str, torch.Tensor]  # each (B, num_classes): that branch on its own; 0 without its input
 
 
+class Gates(NamedTuple):
+    """How much of two gradients reaches a branch: (1, 0) is joint training, (1, 1) multi-loss, (0, 1) decoupled."""
+
+    fusion: float = 1.0  # of the gradient that comes from the fusion
+    own: float = 0.0  # of the gradient that comes from the branch's own head
+
+
 class FusionClassifier(nn.Module):
     """Late fusion of built parts (the shape of late fusion in TorchMultimodal).
 
@@ -55,8 +61,8 @@ class FusionClassifier(nn.Module):
         temporal_branch: (B, T, F), (B,) -> Encoded, or None for a model that reads images only.
         fusion_head: a method of models/fusion.py.
         unimodal_heads: branch name -> (B, D) -> (B, num_classes).
-        loss_weight: of the unimodal heads' losses in what trains the branches: the factor of the gradient that goes
-            on from a head to its branch. With 0 the heads read detached embeddings; they themselves always learn.
+        gates: by branch; those of a branch that is not named are Gates(). Fusion head and unimodal heads learn from
+            all of their own gradient, whatever the gates are.
     """
 
     def __init__(
@@ -66,14 +72,14 @@ class FusionClassifier(nn.Module):
         fusion_head: Fusion,
         unimodal_heads: dict[str, nn.Module],
         *,
-        loss_weight: float = 0.0,
+        gates: dict[str, Gates] | None = None,
     ):
         super().__init__()
         self.image_branch = image_branch
         self.temporal_branch = temporal_branch
         self.fusion_head = fusion_head
         self.unimodal_heads = nn.ModuleDict(unimodal_heads)
-        self.loss_weight = loss_weight
+        self.gates = {name: (gates or {}).get(name, Gates()) for name in ("image_branch", "temporal_branch")}
 
     def forward(
         self,
@@ -81,15 +87,20 @@ class FusionClassifier(nn.Module):
         sequence: torch.Tensor,  # (B, T, F)
         length: torch.Tensor,  # (B,)
         present: torch.Tensor,  # (B, 2) bool: whether there is an image, a sequence; on the CPU, or it is waited for
+        *,
+        before_part: Callable[[str], None] = lambda part: None,  # is told which part runs next: "image_branch", ...
     ) -> Output:
         inputs = {"image_branch": (image,), "temporal_branch": (sequence, length)}  # in the order of `present`
         columns = {name: i for i, name in enumerate(inputs) if getattr(self, name) is not None}
         rows = {name: _rows_with_input(present[:, i], image.device) for name, i in columns.items()}
-        parts = {name: self._encode(name, inputs[name], rows[name]) for name in columns}
-        encoded = {
-            name: part if rows[name] is None else self.fusion_head.fill_in(name, part, rows[name], len(present))
-            for name, part in parts.items()
-        }
+        parts, encoded = {}, {}
+        for name in columns:
+            before_part(name)
+            parts[name] = self._encode(name, inputs[name], rows[name])
+            part = _for_fusion(parts[name], self.gates[name].fusion)
+            whole = rows[name] is None
+            encoded[name] = part if whole else self.fusion_head.fill_in(name, part, rows[name], len(present))
+        before_part("fusion_head")
         logits = self.fusion_head(encoded, present[:, list(columns.values())].to(image.device, non_blocking=True))
         embeddings = {name: branch.pooled for name, branch in encoded.items()}
         unimodal_logits = {}
@@ -97,7 +108,8 @@ class FusionClassifier(nn.Module):
             if parts[name] is None:
                 unimodal_logits[name] = torch.zeros_like(logits)
                 continue
-            own = head(_scale_gradient(parts[name].pooled, self.loss_weight))
+            before_part(f"unimodal_heads.{name}")
+            own = head(gate(parts[name].pooled, self.gates[name].own))
             unimodal_logits[name] = own if rows[name] is None else spread(own, rows[name], len(present))
         return Output(logits, embeddings, unimodal_logits)
 
@@ -131,10 +143,20 @@ def _without_padding(encoded: Encoded) -> Encoded:
     return encoded._replace(tokens=encoded.tokens.masked_fill(~mask[:, :, None], 0.0))
 
 
-def _scale_gradient(x: torch.Tensor, factor: float) -> torch.Tensor:
-    """The value of `x`, with `factor` times its gradient."""
+def _for_fusion(encoded: Encoded | None, share: float) -> Encoded | None:
+    if encoded is None:
+        return None
+    tokens = None if encoded.tokens is None else gate(encoded.tokens, share)
+    return encoded._replace(pooled=gate(encoded.pooled, share), tokens=tokens)
+
+
+def gate(x: torch.Tensor, share: float) -> torch.Tensor:
+    """The value of `x`, with `share` of its gradient."""
+    if share == 1:
+        return x
     detached = x.detach()
-    return detached if factor == 0 else detached + factor * (x - detached)
+    # At 0 the formula would let a NaN of the gradient through.
+    return detached if share == 0 else detached + share * (x - detached)
 
 
 def build_fusion_classifier(
@@ -142,7 +164,8 @@ def build_fusion_classifier(
     image_branch: dict | None,
     temporal_branch: dict | None,
     fusion_head: dict,
-    unimodal_heads: dict,
+    gates: dict[str, Gates],
+    seed: int,
     image_size: int,
     num_features: int,
     num_classes: int,
@@ -152,6 +175,8 @@ def build_fusion_classifier(
     """Builds all parts from the config's `model` section, given as plain values; a branch may be None.
 
     Args:
+        gates: see FusionClassifier.
+        seed: of the initial weights; each part draws from a stream of its own, so that adding one changes no other.
         image_size: pixels of an edge.
         num_features: F of the sequences (B, T, F).
         fetch_packaged: gives the file of the packaged weights.
@@ -165,7 +190,12 @@ def build_fusion_classifier(
     if method not in FUSIONS:
         raise ValueError(f"model.fusion_head.method: unknown method '{method}'; {nearest(method, list(FUSIONS))}")
     dims, network, temporal = {}, None, None
+
+    def start(part: str) -> None:
+        seed_everything("initial weights", part, seed)
+
     if image_branch is not None:
+        start("image_branch")
         architecture = image_branch["architecture"]
         if image_weights is not None:
             network = rebuild(architecture, image_weights)
@@ -176,15 +206,16 @@ def build_fusion_classifier(
         network.to(memory_format=torch.channels_last)
         dims["image_branch"] = measure_dims(network, image_size, architecture)
     if temporal_branch is not None:
+        start("temporal_branch")
         temporal = TemporalBranch(num_features, **temporal_branch)
         dims["temporal_branch"] = temporal.dims
-    model = FusionClassifier(
-        network,
-        temporal,
-        FUSIONS[method](dims, num_classes, **settings),
-        {name: nn.Linear(branch.pooled, num_classes) for name, branch in dims.items()},
-        loss_weight=unimodal_heads["loss_weight"],
-    )
+    start("fusion_head")
+    head = FUSIONS[method](dims, num_classes, **settings)
+    unimodal_heads = {}
+    for name, branch in dims.items():
+        start(f"unimodal_heads.{name}")
+        unimodal_heads[name] = nn.Linear(branch.pooled, num_classes)
+    model = FusionClassifier(network, temporal, head, unimodal_heads, gates=gates)
     if image_weights is None:
         image_weights = ImageWeights("no image branch", "", {}, list(IMAGENET_MEAN), list(IMAGENET_STD), None)
     return model, image_weights

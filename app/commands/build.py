@@ -18,10 +18,11 @@ from app.messages import Findings, warn
 from app.param_groups.freezing import Freezing
 from app.param_groups.groups import Group, describe_groups
 from app.param_groups.optimizer import build_optimizer
-from app.randomness import make_deterministic, seed_everything
+from app.randomness import make_deterministic
 from app.records.checkpoint import load_checkpoint
 from app.records.environment import changed_environment, environment_digests
 from app.records.run_folder import name_of_run
+from app.training.balance import GradientsConfig, ModalityDropout, check_gates
 from app.training.gradients import Gradients
 from app.training.group_stats import GroupStatistics
 from app.training.objective import LossConfig, Objective, balanced_weights
@@ -35,7 +36,7 @@ from data.loaders import Batches, make_loader
 from data.source import Source, make_new_rows, make_source
 from data.spec import MODALITIES, SPLITS, DataConfig, DataSpec
 from data.split import Split
-from models.fusion_classifier import FusionClassifier, ModelConfig, build_fusion_classifier
+from models.fusion_classifier import FusionClassifier, Gates, ModelConfig, build_fusion_classifier
 from models.pretrained import ImageWeights
 
 
@@ -119,12 +120,14 @@ def build_model_and_data(
     *,
     seed: int,
     device: torch.device,
+    gradients: GradientsConfig | None = None,
     saved: dict | None = None,
     manifest: Path | None = None,
     root: Path | None = None,
 ) -> ModelAndData:
     """
     Args:
+        gradients: what trains the branches; None for a model that does not train.
         saved: a checkpoint, whose data spec and image weights count. No state of it is loaded.
         manifest: of other rows than those of the config, to be predicted: they are the only split, "new".
         root: folder that its paths start from; None: that of the manifest.
@@ -136,9 +139,11 @@ def build_model_and_data(
         source = make_new_rows(manifest, data_config, spec, modalities_of(model_config), root)
     else:
         source = make_source(data_config, spec, modalities_of(model_config))
-    seed_everything("initial weights", seed)
+    gates = {name: Gates(**gate.model_dump()) for name, gate in gradients or ()}
     model, image_weights = build_fusion_classifier(
         **model_config.model_dump(),
+        gates=gates,
+        seed=seed,
         image_size=data_config.image_size,
         num_features=source.spec.num_features,
         num_classes=len(source.spec.class_names),
@@ -197,10 +202,14 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
         config, tree = rename_run(config, tree, name)
     if saved:
         _raise_if_prepared_otherwise(config.data, read_part(saved["config"], "data"))
-    parts = build_model_and_data(config.model, config.data, seed=config.run.seed, device=device, saved=saved)
+    balance = config.balance
+    parts = build_model_and_data(
+        config.model, config.data, seed=config.run.seed, device=device, gradients=balance.gradients, saved=saved
+    )
     loaders = build_loaders(config, parts.splits, device)
     objective = build_objective(config.loss, parts.data_spec, device)
     optimizer, groups = build_optimizer(parts.model, config.optimizer)
+    _raise_if_untrained(balance.gradients, parts.branches, groups, config.run.epochs)
     freezing = Freezing(parts.model, groups)
     monitors = [f"val/{name}" for name in metric_names(parts.class_names, parts.branches)]
     best = config.checkpoint.best.monitor
@@ -222,6 +231,7 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
         freezing,
         learning_rates,
         objective,
+        ModalityDropout(balance.modality_dropout, seed=config.run.seed, num_samples=len(parts.splits["train"])),
         steps_per_epoch=len(loaders["train"]),
         read_every=config.statistics.every,
         seed=config.run.seed,
@@ -260,6 +270,18 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
     elif config.learning_rates.stop_when_exhausted:
         _raise_never_exhausted(config, len(loaders["train"]))
     return run
+
+
+def _raise_if_untrained(gradients: GradientsConfig, branches: list[str], groups: list[Group], epochs: int) -> None:
+    trained = {
+        branch: [
+            group.name
+            for group in groups
+            if group.config.freeze_until < epochs and any(name.startswith(f"{branch}.") for name in group.parameters)
+        ]
+        for branch in branches
+    }
+    check_gates({branch: getattr(gradients, branch) for branch in branches}, trained)
 
 
 def _raise_if_prepared_otherwise(now: DataConfig, before: DataConfig) -> None:

@@ -17,6 +17,7 @@ from app.param_groups.optimizer import OptimizerConfig
 from app.records.checkpoint import CheckpointConfig
 from app.records.run_config import RunConfig
 from app.section import Section
+from app.training.balance import BalanceConfig
 from app.training.group_stats import StatisticsConfig
 from app.training.objective import LossConfig
 from data.source import Data
@@ -28,6 +29,7 @@ class Config(Section):
     data: Data = Field(description="what is learnt from")
     model: ModelConfig = Field(description="the branches, and what joins them")
     loss: LossConfig = Field(LossConfig(), description="cross-entropy, of the fusion and of each branch's own head")
+    balance: BalanceConfig = Field(BalanceConfig(), description="what keeps one branch from starving the other")
     optimizer: OptimizerConfig = Field(description="the groups of parameters, and what moves them")
     learning_rates: LearningRatesConfig = Field(description="lr of a group = its lr x warm-up x schedule x reduction")
     statistics: StatisticsConfig = Field(description="what is measured of each group, and how often")
@@ -81,6 +83,12 @@ def _contradictions(config: Config) -> Iterator[str]:
     if config.learning_rates.stop_when_exhausted:
         yield from never_exhausted(groups, config.learning_rates, epochs=epochs)
     yield from _ignored_lr(config)
+    for branch, share in config.balance.modality_dropout:
+        if share and not (config.model.image_branch and config.model.temporal_branch):
+            yield (
+                f"balance.modality_dropout.{branch}: found {share:g}, but the model has one branch, and no sample "
+                "loses its only input; set 0, or give the model both branches"
+            )
 
 
 def _wrong_group(key: str, name: str, groups: dict[str, GroupConfig], epochs: int) -> Iterator[str]:

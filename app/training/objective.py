@@ -104,7 +104,7 @@ def losses(output, batch: dict[str, torch.Tensor], objective: Objective) -> dict
 
 
 def total(values: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What training minimises, a scalar. The model decides whether the own heads' part reaches the branches."""
+    """What training minimises, a scalar. The model's gates decide which part of it reaches which branch."""
     return sum(values.values())
 
 

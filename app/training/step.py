@@ -9,6 +9,7 @@ from torch import nn
 from app.learning_rates.learning_rates import LearningRates
 from app.param_groups.freezing import Freezing
 from app.randomness import seed_everything
+from app.training.balance import ModalityDropout
 from app.training.gradients import Gradients
 from app.training.group_stats import GroupStatistics
 from app.training.objective import Objective, losses, total
@@ -46,6 +47,7 @@ class TrainStep:
         freezing: Freezing,
         learning_rates: LearningRates,
         objective: Objective,
+        modality_dropout: ModalityDropout,
         *,
         steps_per_epoch: int,
         read_every: int,
@@ -60,6 +62,7 @@ class TrainStep:
         self.freezing = freezing
         self.learning_rates = learning_rates
         self.objective = objective
+        self.modality_dropout = modality_dropout
         self.steps_per_epoch = steps_per_epoch
         self.read_every = read_every
         self.seed = seed
@@ -84,9 +87,9 @@ class TrainStep:
         Raises FloatingPointError where a gradient was not finite; no weight has changed since.
         """
         self.learning_rates.set(step, self.epoch + self.batches / self.steps_per_epoch)
-        seed_everything("step", self.seed, step)  # dropout: the same whether the run was interrupted or not
+        batch = self.modality_dropout(self.epoch, batch)
         with autocast(self.device, self.precision):
-            output = self.model(batch["image"], batch["sequence"], batch["length"], batch["present"])
+            output = self._run(batch, step)
             values = losses(output, batch, self.objective)
         self.optimizer.zero_grad(set_to_none=True)
         total(values).backward()
@@ -103,6 +106,16 @@ class TrainStep:
         self.accuracy_sum = self.accuracy_sum + (output.logits.argmax(1) == batch["label"]).float().mean()
         self.summed += 1
         return self._read() if reads else None
+
+    def _run(self, batch: dict[str, torch.Tensor], step: int):
+        """The model's output. Dropout of a part draws from (part, seed, step): the same whether the run was interrupted
+        or not, and whatever other parts the model has."""
+
+        def seed(part: str) -> None:
+            seed_everything("dropout", part, self.seed, step)
+
+        inputs = (batch[name] for name in ("image", "sequence", "length", "present"))
+        return self.model(*inputs, before_part=seed)
 
     def end_epoch(self) -> float:
         """The epoch's mean training loss. Raises FloatingPointError where a gradient was not finite."""

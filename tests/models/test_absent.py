@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from models.encoded import Dims
 from models.fusion import Concat, Fusion
-from models.fusion_classifier import FusionClassifier
+from models.fusion_classifier import FusionClassifier, Gates
 from models.image_branch import build_network, measure_dims, remove_classification_layer
 from models.temporal_branch import TemporalBranch
 from tests.models.test_fusion import AttentionPooling
@@ -27,6 +27,9 @@ class Linear(Fusion):
 
     def forward(self, encoded, present):
         return self.layer(torch.cat([branch.pooled for branch in encoded.values()], dim=1))
+
+
+HALF = dict.fromkeys(("image_branch", "temporal_branch"), Gates(1.0, 0.5))
 
 
 class Watching(AttentionPooling):
@@ -47,7 +50,7 @@ def build(request):
         temporal = TemporalBranch(5, hidden_size=6, bidirectional=request.param, dropout=0.1)
         dims = {"image_branch": measure_dims(network, 64, ""), "temporal_branch": temporal.dims}
         heads = {name: nn.Linear(branch.pooled, 3) for name, branch in dims.items()}
-        model = FusionClassifier(network, temporal, method(dims, 3, **settings), heads, loss_weight=0.5)
+        model = FusionClassifier(network, temporal, method(dims, 3, **settings), heads, gates=HALF)
         for vector in model.fusion_head.absent.values():
             nn.init.normal_(vector)  # as if trained
         return model

@@ -13,7 +13,7 @@ from app.param_groups.optimizer import known_optimizers
 from app.training import objective
 from app.training.state import OptimizerState, Position, raise_if_not_finite
 from data.loaders import to_device
-from models.fusion_classifier import Output
+from models.fusion_classifier import Gates, Output
 from tests.app.training.test_step import train_step_of
 from tests.conftest import one_group
 
@@ -113,7 +113,7 @@ def test_a_batch_that_wholly_lacks_an_input_trains_the_rest(
 ):
     no_betas = {} if name == "AdamW" else dict.fromkeys(("betas",))
     config = with_groups(dict.fromkeys((*BRANCHES, "fusion_head", "unimodal_heads"), no_betas), name=name)
-    small_model.loss_weight = 0.5
+    small_model.gates = dict.fromkeys(BRANCHES, Gates(1.0, 0.5))
     step = train_step_of(small_model, config, learning_rates_of)
     step.start_epoch(0)
     step(small_batch, 0)

@@ -14,11 +14,13 @@ from app.learning_rates.learning_rates import LearningRates
 from app.param_groups.freezing import Freezing
 from app.param_groups.optimizer import build_optimizer
 from app.randomness import seed_everything
+from app.training.balance import ModalityDropout, ModalityDropoutConfig
 from app.training.gradients import Gradients
 from app.training.group_stats import GroupStatistics
 from app.training.objective import Objective
 from app.training.precision import bf16_slowdown
 from app.training.step import TrainStep
+from models.fusion_classifier import Gates
 from tests.conftest import replace
 
 CPU = {"device": torch.device("cpu"), "precision": "fp32"}
@@ -29,7 +31,8 @@ def train_step_of(model, config, learning_rates_of, **settings) -> TrainStep:
     gradients = Gradients(optimizer, groups, config.clip_norm)
     statistics, freezing = GroupStatistics(optimizer, groups, gradients), Freezing(model, groups)
     objective = settings.pop("objective", Objective())
-    parts = [gradients, statistics, freezing, learning_rates_of(groups), objective]
+    dropout = ModalityDropout(settings.pop("dropout", ModalityDropoutConfig()), seed=0, num_samples=6)
+    parts = [gradients, statistics, freezing, learning_rates_of(groups), objective, dropout]
     return TrainStep(model, *parts, **{"steps_per_epoch": 4, "read_every": 1, "seed": 0, **CPU, **settings})
 
 
@@ -109,8 +112,8 @@ def test_training_minimises_the_objective_of_torch(small_model, small_batch, opt
     twin = copy.deepcopy(small_model).train()
     step.start_epoch(0)
     reading = step(small_batch, 0)
-    seed_everything("step", 0, 0)
-    output = twin(*(small_batch[name] for name in ("image", "sequence", "length", "present")))
+    inputs = (small_batch[name] for name in ("image", "sequence", "length", "present"))
+    output = twin(*inputs, before_part=lambda part: seed_everything("dropout", part, 0, 0))
     settings, label, there = {"weight": weights, "label_smoothing": smoothing}, small_batch["label"], [0, 4, 5]
     fusion = cross_entropy(output.logits, label, **settings)
     image = cross_entropy(output.unimodal_logits["image_branch"], label, **settings)
@@ -121,9 +124,9 @@ def test_training_minimises_the_objective_of_torch(small_model, small_batch, opt
         torch.testing.assert_close(a.grad, b.grad, msg=name)
 
 
-def test_heads_with_weight_train_the_branches(small_model, trained):
+def test_heads_whose_gates_are_open_train_the_branches(small_model, trained):
     plain, weighted = copy.deepcopy(small_model), copy.deepcopy(small_model)
-    weighted.loss_weight = 0.5
+    weighted.gates = dict.fromkeys(plain.gates, Gates(1.0, 0.5))
     for model in (plain, weighted):
         trained(model)
     assert not torch.equal(plain.image_branch[0].weight, weighted.image_branch[0].weight)

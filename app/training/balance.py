@@ -1,0 +1,83 @@
+"""What keeps a branch that learns fast from starving the other: the section `balance` of the config."""
+
+import torch
+from pydantic import Field, model_validator
+
+from app.randomness import Draws
+from app.section import Section
+
+
+class GatesConfig(Section):
+    """(1, 0) is joint training, (1, 1) multi-loss, (0, 1) decoupled (DGL, arXiv 2507.10213)."""
+
+    fusion: float = Field(1.0, ge=0, description="share of the fusion's gradient that reaches the branch")
+    own: float = Field(
+        0.0, ge=0, description="share of its own head's gradient that reaches the branch; 0: the head only watches"
+    )
+
+
+class GradientsConfig(Section):
+    image_branch: GatesConfig = Field(GatesConfig(), description="what trains the image branch")
+    temporal_branch: GatesConfig = Field(GatesConfig(), description="what trains the temporal branch")
+
+
+class ModalityDropoutConfig(Section):
+    image_branch: float = Field(0.0, ge=0, lt=1, description="share of training samples that lose their image")
+    temporal_branch: float = Field(
+        0.0, ge=0, lt=1, description="share of training samples that lose their sequence; no sample loses both"
+    )
+
+    @model_validator(mode="after")
+    def _never_both(self) -> "ModalityDropoutConfig":
+        total = self.image_branch + self.temporal_branch
+        if total > 1:
+            raise ValueError(f"the two shares add up to {total:g}, and no sample loses both; at most 1 in all")
+        return self
+
+
+class BalanceConfig(Section):
+    gradients: GradientsConfig = Field(
+        GradientsConfig(), description="by branch: how much of the fusion's and of its own head's gradient reaches it"
+    )
+    modality_dropout: ModalityDropoutConfig = Field(
+        ModalityDropoutConfig(), description="by branch: how often its input is taken from a training sample"
+    )
+
+
+class ModalityDropout:
+    """Takes the image or the sequence from some training samples, never both: chosen by (seed, epoch, sample).
+
+    A sample that has one of them only keeps it.
+
+    Args:
+        num_samples: of the training split.
+    """
+
+    def __init__(self, config: ModalityDropoutConfig, *, seed: int, num_samples: int):
+        self.shares = (config.image_branch, config.temporal_branch)
+        self.draws = Draws("modality dropout", seed, num_samples=num_samples, width=1)
+
+    def __call__(self, epoch: int, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if not any(self.shares):
+            return batch
+        uniform = self.draws(epoch, batch["index"])  # (B, 1): one number, so that both are never dropped
+        image, sequence = self.shares
+        dropped = torch.cat([uniform < image, uniform >= 1 - sequence], dim=1)
+        present = batch["present"]
+        return batch | {"present": present & ~(dropped & present.all(1, keepdim=True))}
+
+
+def check_gates(gates: dict[str, GatesConfig], trained: dict[str, list[str]]) -> None:
+    """Raises ValueError for a branch that trains, and that no gradient reaches.
+
+    Args:
+        gates: of the branches that the model has.
+        trained: by branch, the groups that hold parameters of it and train at some time of the run.
+    """
+    for branch, gate in gates.items():
+        if gate.fusion == gate.own == 0 and trained[branch]:
+            names = ", ".join(trained[branch])
+            raise ValueError(
+                f"balance.gradients.{branch}: fusion and own are both 0, so no gradient reaches this branch, though "
+                f"it is to train (group {names}); raise one of them, or freeze it for the whole run"
+            )

@@ -1,0 +1,54 @@
+import pytest
+import torch
+from pydantic import ValidationError
+
+from app.training.balance import GatesConfig, ModalityDropout, ModalityDropoutConfig, check_gates
+
+
+def dropped(indices, present=None, *, epoch=0, seed=0, image=0.3, sequence=0.2, samples=5000):
+    config = ModalityDropoutConfig(image_branch=image, temporal_branch=sequence)
+    present = torch.ones(len(indices), 2, dtype=torch.bool) if present is None else present
+    batch = {"index": indices, "present": present.clone()}
+    return ModalityDropout(config, seed=seed, num_samples=samples)(epoch, batch)["present"]
+
+
+def test_each_modality_is_dropped_as_often_as_asked_and_never_both():
+    present = dropped(torch.arange(5000))
+    assert present.any(1).all()
+    shares = 1 - present.double().mean(0)  # deviation of each: sqrt(p (1 - p) / 5000) < 0.0065
+    torch.testing.assert_close(shares, torch.tensor([0.3, 0.2]).double(), atol=0.02, rtol=0)
+
+
+def test_shares_that_add_up_to_one_leave_each_sample_exactly_one():
+    assert (dropped(torch.arange(5000), image=0.5, sequence=0.5).sum(1) == 1).all()
+
+
+def test_it_depends_on_seed_epoch_and_sample_alone():
+    whole = dropped(torch.arange(5000))
+    order = torch.randperm(5000)
+    assert torch.equal(dropped(order), whole[order])
+    assert torch.equal(dropped(torch.tensor([4321])), whole[[4321]])
+    assert not torch.equal(dropped(torch.arange(5000), epoch=1), whole)
+    assert not torch.equal(dropped(torch.arange(5000), seed=1), whole)
+
+
+def test_a_sample_that_has_one_input_only_keeps_it():
+    present = torch.tensor([[True, False], [False, True], [False, False]]).repeat(500, 1)
+    assert torch.equal(dropped(torch.arange(1500), present, image=0.5, sequence=0.5), present)
+
+
+def test_it_gives_the_batch_itself_where_nothing_is_dropped():
+    batch = {"index": torch.arange(3), "present": torch.ones(3, 2, dtype=torch.bool)}
+    assert ModalityDropout(ModalityDropoutConfig(), seed=0, num_samples=3)(0, batch) is batch
+
+
+def test_shares_above_one_in_all_are_an_error():
+    with pytest.raises(ValidationError, match="add up to 1.1"):
+        ModalityDropoutConfig(image_branch=0.6, temporal_branch=0.5)
+
+
+def test_a_branch_that_trains_and_that_no_gradient_reaches_is_an_error():
+    gates = {"image_branch": GatesConfig(), "temporal_branch": GatesConfig(fusion=0.0, own=0.0)}
+    with pytest.raises(ValueError, match=r"^balance\.gradients\.temporal_branch: .*group a, b\)"):
+        check_gates(gates, {"image_branch": ["a"], "temporal_branch": ["a", "b"]})
+    check_gates(gates, {"image_branch": ["a"], "temporal_branch": []})
