@@ -22,7 +22,6 @@ from app.commands.pictures import draw_augmentation, draw_predictions, save_pict
 from app.commands.root_config import load_config
 from app.commands.trained import load_model
 from app.evaluation.figures import pixels_of
-from app.evaluation.predictions import validate
 from app.learning_rates.replay import replay
 from app.messages import progress_bar, report_error, survive_lost_output, warn
 from app.param_groups.groups import parameter_table
@@ -86,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
 def train(run: Run) -> None:
     config, parts, position, rates = run.config, run.parts, run.position, run.learning_rates
     best_weights, loaders = run.best_weights, run.loaders
-    metrics, starvation, started = run.metrics, Starvation(config.statistics), time.monotonic()
+    starvation, started = Starvation(config.statistics), time.monotonic()
     resume_after = position.step if run.resumed_from else None
     run_log = RunLog(run.folder, [group.name for group in run.groups], parts.branches, resume_after)
 
@@ -105,7 +104,7 @@ def train(run: Run) -> None:
 
         # The order is the logic: validate, reduce, log, save the best, restore and validate again, save the last.
         now = {"step": position.step, "epoch": position.epoch}
-        val = validate(parts.model, loaders["val"], metrics, **run.placement)
+        val, samples = run.validate(parts.model), int(run.metrics.confusion_matrix().sum())
         monitors = {f"val/{name}": value for name, value in val.items()}
         events = rates.after_validation(monitors, epoch=position.epoch, step=position.step)
         events = best_weights.keep(events)
@@ -113,13 +112,15 @@ def train(run: Run) -> None:
         if config.statistics.histograms_every and position.epoch % config.statistics.histograms_every == 0:
             run_log.histograms(now, run.groups)
         print(f"epoch {position.epoch}/{config.run.epochs}  {describe_scores(val, parts.branches)}")
+        for line in run.falling_behind.after_validation(val, run.validate, samples):
+            warn(line)
         for monitor in rates.not_a_number(monitors):
             warn(f"{monitor} is not a number; no reduction counts it")
         run_log.lr_events(now, events)
         save_if_best(run, val, train_loss)
         if best_weights.restore():
             # What is saved as last is described by its own validation, which no reduction counts.
-            val = validate(parts.model, loaders["val"], metrics, **run.placement)
+            val = run.validate(parts.model)
             run_log.restored(now, val)
             print(f"  with the weights that came back: {describe_scores(val, parts.branches)}")
             save_if_best(run, val, train_loss)
@@ -132,7 +133,7 @@ def train(run: Run) -> None:
     best_path = next(path for path in paths if path and path.exists())
     best = load_checkpoint(best_path)
     load_model(parts.model, best, best_path)
-    test = validate(parts.model, loaders["test"], metrics, **run.placement)
+    test = run.validate(parts.model, "test")
     print(describe_end(run, test, best, best_path, time.monotonic() - started))
 
 
@@ -140,10 +141,12 @@ def train_one_epoch(run: Run, run_log: RunLog, starvation: Starvation) -> float:
     """Trains on every batch once. Returns the mean training loss."""
     train_step, position, loader, epoch = run.train_step, run.position, run.loaders["train"], run.position.epoch
     train_step.start_epoch(epoch)
+    run.falling_behind.start_epoch(epoch)
     loader.sampler.epoch = epoch
     with progress_bar(loader, f"epoch {epoch + 1}") as batches:
         for batch in batches:
             reading = train_step(batch, position.step)
+            run.falling_behind(batch, position.step)
             position.step += 1
             if reading is not None:
                 run_log.training({"step": position.step, "epoch": epoch + 1}, reading)

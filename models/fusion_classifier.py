@@ -17,6 +17,8 @@ from models.image_branch import ImageBranchConfig, encode_image, measure_dims, r
 from models.pretrained import IMAGENET_MEAN, IMAGENET_STD, ImageWeights, build_pretrained, rebuild
 from models.temporal_branch import TemporalBranch, TemporalBranchConfig
 
+BRANCHES = ("image_branch", "temporal_branch")  # in the order of `present`
+
 
 class ModelConfig(Section):
     removed_keys: ClassVar[dict[str, str]] = {
@@ -79,7 +81,7 @@ class FusionClassifier(nn.Module):
         self.temporal_branch = temporal_branch
         self.fusion_head = fusion_head
         self.unimodal_heads = nn.ModuleDict(unimodal_heads)
-        self.gates = {name: (gates or {}).get(name, Gates()) for name in ("image_branch", "temporal_branch")}
+        self.gates = {name: (gates or {}).get(name, Gates()) for name in BRANCHES}
 
     def forward(
         self,
@@ -90,41 +92,63 @@ class FusionClassifier(nn.Module):
         *,
         before_part: Callable[[str], None] = lambda part: None,  # is told which part runs next: "image_branch", ...
     ) -> Output:
-        inputs = {"image_branch": (image,), "temporal_branch": (sequence, length)}  # in the order of `present`
-        columns = {name: i for i, name in enumerate(inputs) if getattr(self, name) is not None}
-        rows = {name: _rows_with_input(present[:, i], image.device) for name, i in columns.items()}
-        parts, encoded = {}, {}
-        for name in columns:
-            before_part(name)
-            parts[name] = self._encode(name, inputs[name], rows[name])
-            part = _for_fusion(parts[name], self.gates[name].fusion)
-            whole = rows[name] is None
-            encoded[name] = part if whole else self.fusion_head.fill_in(name, part, rows[name], len(present))
-        before_part("fusion_head")
-        logits = self.fusion_head(encoded, present[:, list(columns.values())].to(image.device, non_blocking=True))
-        embeddings = {name: branch.pooled for name, branch in encoded.items()}
-        unimodal_logits = {}
-        for name, head in self.unimodal_heads.items():
-            if parts[name] is None:
-                unimodal_logits[name] = torch.zeros_like(logits)
+        inputs = {"image": image, "sequence": sequence, "length": length, "present": present}
+        encoded, unimodal_logits, columns = {}, {}, []
+        for column, name in enumerate(BRANCHES):
+            if getattr(self, name) is None:
                 continue
-            before_part(f"unimodal_heads.{name}")
-            own = head(gate(parts[name].pooled, self.gates[name].own))
-            unimodal_logits[name] = own if rows[name] is None else spread(own, rows[name], len(present))
-        return Output(logits, embeddings, unimodal_logits)
+            rows, part = self._encode(name, inputs, before_part)
+            if name in self.unimodal_heads:
+                unimodal_logits[name] = self._own_logits(name, part, rows, len(present), before_part)
+            part = _for_fusion(part, self.gates[name].fusion)
+            encoded[name] = part if rows is None else self.fusion_head.fill_in(name, part, rows, len(present))
+            columns.append(column)
+        before_part("fusion_head")
+        logits = self.fusion_head(encoded, present[:, columns].to(image.device, non_blocking=True))
+        return Output(logits, {name: branch.pooled for name, branch in encoded.items()}, unimodal_logits)
 
-    def _encode(self, name: str, inputs: tuple[torch.Tensor, ...], rows: torch.Tensor | None) -> Encoded | None:
-        """Of the samples in `rows` (None: of all); None if there are none."""
-        if rows is not None:
-            if len(rows) == 0:
-                return None
-            inputs = tuple(tensor.index_select(0, rows) for tensor in inputs)
+    def own_logits(
+        self, branch: str, inputs: dict[str, torch.Tensor], *, before_part: Callable[[str], None]
+    ) -> torch.Tensor:
+        """(B, num_classes): those of one branch's own head, as in Output; no other part runs.
+
+        inputs: those of `forward`, by name.
+        """
+        rows, encoded = self._encode(branch, inputs, before_part)
+        return self._own_logits(branch, encoded, rows, len(inputs["present"]), before_part)
+
+    def _own_logits(
+        self,
+        name: str,
+        encoded: Encoded | None,
+        rows: torch.Tensor | None,
+        batch_size: int,
+        before_part: Callable[[str], None],
+    ) -> torch.Tensor:
+        before_part(f"unimodal_heads.{name}")
+        head = self.unimodal_heads[name]
+        if encoded is None:
+            return head.weight.new_zeros(batch_size, head.out_features)
+        own = head(gate(encoded.pooled, self.gates[name].own))
+        return own if rows is None else spread(own, rows, batch_size)
+
+    def _encode(
+        self, name: str, inputs: dict[str, torch.Tensor], before_part: Callable[[str], None]
+    ) -> tuple[torch.Tensor | None, Encoded | None]:
+        """The places of the samples that have this branch's input (None: all have it), and what the branch makes of
+        them (None if there are none)."""
+        before_part(name)
+        rows = _rows_with_input(inputs["present"][:, BRANCHES.index(name)], inputs["image"].device)
+        if rows is not None and len(rows) == 0:
+            return rows, None
+        read = {"image_branch": ("image",), "temporal_branch": ("sequence", "length")}[name]
+        values = [inputs[key] if rows is None else inputs[key].index_select(0, rows) for key in read]
         branch, with_tokens = getattr(self, name), self.fusion_head.reads_tokens
         if name == "image_branch":
-            encoded = encode_image(branch, *inputs, with_tokens=with_tokens)
+            encoded = encode_image(branch, *values, with_tokens=with_tokens)
         else:
-            encoded = branch(*inputs, with_tokens=with_tokens)
-        return _without_padding(encoded)
+            encoded = branch(*values, with_tokens=with_tokens)
+        return rows, _without_padding(encoded)
 
 
 def _rows_with_input(present: torch.Tensor, device: torch.device) -> torch.Tensor | None:

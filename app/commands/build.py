@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from app.commands.root_config import Config, read_part, rename_run
 from app.config import differences
 from app.evaluation.metrics import ClassificationMetrics, check_monitor, metric_names
+from app.evaluation.predictions import validate
 from app.learning_rates.best_weights import BestWeights
 from app.learning_rates.exhaustion import never_exhausted
 from app.learning_rates.learning_rates import LearningRates
@@ -23,6 +25,7 @@ from app.records.checkpoint import load_checkpoint
 from app.records.environment import changed_environment, environment_digests
 from app.records.run_folder import name_of_run
 from app.training.balance import GradientsConfig, ModalityDropout, check_gates
+from app.training.falling_behind import FallingBehind
 from app.training.gradients import Gradients
 from app.training.group_stats import GroupStatistics
 from app.training.objective import LossConfig, Objective, balanced_weights
@@ -82,6 +85,7 @@ class Run:
     learning_rates: LearningRates
     best_weights: BestWeights
     train_step: TrainStep
+    falling_behind: FallingBehind
     state: State
     resumed_from: Path | None = None
     resumed_val: dict[str, float] = field(default_factory=dict)  # the validation of that checkpoint
@@ -108,6 +112,10 @@ class Run:
             "groups": describe_groups(self.groups),
             **self.state.state_dict(),
         }
+
+    def validate(self, model: nn.Module, split: str = "val") -> dict[str, float]:
+        """The metrics of a whole split."""
+        return validate(model, self.loaders[split], self.metrics, **self.placement)
 
     @property
     def placement(self) -> dict[str, Any]:
@@ -223,6 +231,7 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
         epochs=config.run.epochs,
     )
     best_weights = BestWeights(optimizer, groups, freezing, learning_rates)
+    of_step = {"seed": config.run.seed, "device": device, "precision": config.run.precision}
     gradients = Gradients(optimizer, groups, config.optimizer.clip_norm, warn=warn)
     train_step = TrainStep(
         parts.model,
@@ -234,10 +243,9 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
         ModalityDropout(balance.modality_dropout, seed=config.run.seed, num_samples=len(parts.splits["train"])),
         steps_per_epoch=len(loaders["train"]),
         read_every=config.statistics.every,
-        seed=config.run.seed,
-        device=device,
-        precision=config.run.precision,
+        **of_step,
     )
+    falling_behind = FallingBehind(parts.model, optimizer, balance, objective, **of_step)
     state = State(
         position=Position(best=Improvement(best)),
         model=ModelState(parts.model),
@@ -245,6 +253,7 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
         train_step=train_step,
         learning_rates=learning_rates,
         best_weights=best_weights,
+        falling_behind=falling_behind,
     )
     run = Run(
         config=config,
@@ -258,6 +267,7 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
         learning_rates=learning_rates,
         best_weights=best_weights,
         train_step=train_step,
+        falling_behind=falling_behind,
         state=state,
     )
     if saved:

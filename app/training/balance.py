@@ -42,6 +42,11 @@ class BalanceConfig(Section):
     modality_dropout: ModalityDropoutConfig = Field(
         ModalityDropoutConfig(), description="by branch: how often its input is taken from a training sample"
     )
+    watch: bool = Field(
+        True,
+        description="warns of a branch that falls behind: in the epochs 2, 4, 8, ... a copy of a branch that is far "
+        "below the fusion learns beside it from its own head's loss alone, and ends far above it",
+    )
 
 
 class ModalityDropout:

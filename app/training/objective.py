@@ -88,19 +88,31 @@ def losses(output, batch: dict[str, torch.Tensor], objective: Objective) -> dict
             have its input, and 0 where none has.
         batch: where samples are mixed with partners, it has `partner_label` (B,) and `share` (B,) of the own label.
     """
-    names = [name for name in ("label", "partner_label") if name in batch]
-
-    def loss(logits: torch.Tensor, labels: list[torch.Tensor]) -> torch.Tensor:
-        return objective(logits, *labels) if len(labels) == 1 else objective.of_mixed(logits, *labels, batch["share"])
-
-    values = {"loss": loss(output.logits, [batch[name] for name in names])}
+    names = _label_names(batch)
+    values = {"loss": _loss(output.logits, [batch[name] for name in names], batch, objective)}
     for branch, logits in output.unimodal_logits.items():
-        if len(batch["present"][:, BRANCHES.index(branch)].nonzero()):
-            own = loss(logits, [unimodal_label(batch, branch, name) for name in names])
-        else:
-            own = torch.zeros_like(values["loss"])  # the mean of nothing is NaN
-        values[f"{branch}/loss"] = own
+        values[f"{branch}/loss"] = unimodal_loss(logits, batch, branch, objective)
     return values
+
+
+def unimodal_loss(
+    logits: torch.Tensor, batch: dict[str, torch.Tensor], branch: str, objective: Objective
+) -> torch.Tensor:
+    """Scalar: of a branch's own head, over the samples that have its input; 0 where none has. logits: (B, C)."""
+    if not len(batch["present"][:, BRANCHES.index(branch)].nonzero()):
+        return logits.new_zeros((), dtype=torch.float32)  # the mean of nothing is NaN
+    labels = [unimodal_label(batch, branch, name) for name in _label_names(batch)]
+    return _loss(logits, labels, batch, objective)
+
+
+def _label_names(batch: dict[str, torch.Tensor]) -> list[str]:
+    return [name for name in ("label", "partner_label") if name in batch]
+
+
+def _loss(
+    logits: torch.Tensor, labels: list[torch.Tensor], batch: dict[str, torch.Tensor], objective: Objective
+) -> torch.Tensor:
+    return objective(logits, *labels) if len(labels) == 1 else objective.of_mixed(logits, *labels, batch["share"])
 
 
 def total(values: dict[str, torch.Tensor]) -> torch.Tensor:
