@@ -3,19 +3,22 @@
     python evaluate.py --checkpoint runs/fusion/checkpoints/best.pt
     python evaluate.py --checkpoint runs/fusion/checkpoints/best.pt --split val --output somewhere/else
     python evaluate.py --checkpoint runs/manifest/checkpoints/best.pt --manifest new.csv
+    python evaluate.py --late-fusion runs/image/checkpoints/best.pt runs/sequence/checkpoints/best.pt
 
 Writes every single prediction and, where labels are known, a report and a confusion matrix. Needs the checkpoint only:
 config, data spec and what the image weights implied are inside.
+
+--late-fusion takes two models that were trained apart, one with model.temporal_branch=null and one with
+model.image_branch=null, and joins their probabilities by Bayes' rule: p ~ p_image p_sequence / p(class). It is what a
+model of both inputs must beat.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from app.commands.build import build_loader
-from app.commands.open_run import SKIPPED
-from app.commands.trained import build_trained
-from app.evaluation.predictions import labelled, predict, row_names, rows_of, with_cells
+from app.commands.trained import LateFusion, Trained, build_late_fusion, build_trained
+from app.evaluation.predictions import labelled, row_names, rows_of, with_cells
 from app.evaluation.report import (
     describe_report,
     make_report,
@@ -25,24 +28,35 @@ from app.evaluation.report import (
 )
 from app.messages import report_error, survive_lost_output, warn
 from app.records.run_config import DEVICES
-from app.records.run_folder import run_folder_of
-from app.training.precision import slow_precision
 from data.spec import SPLITS
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, metavar="PATH")
+    who = parser.add_mutually_exclusive_group(required=True)
+    who.add_argument("--checkpoint", metavar="PATH", type=Path)
+    who.add_argument("--late-fusion", metavar=("IMAGE", "SEQUENCE"), type=Path, nargs=2, help="two checkpoints")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--split", choices=("test", "val"), default="test")
     what.add_argument("--manifest", metavar="TABLE", type=Path, help="other rows: .csv, .tsv, .jsonl, or a folder")
     parser.add_argument("--root", metavar="DIR", type=Path, help="its paths start there; default: the table's folder")
-    parser.add_argument("--output", metavar="DIR", help="default: evaluation/<split or table> of the checkpoint's run")
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="default: evaluation/<split or table> of the checkpoint's run; of two, evaluation/late_fusion-<split> of "
+        "the first's",
+    )
     parser.add_argument("--device", choices=DEVICES, default="auto")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(arguments)
     try:
-        return evaluate(Path(args.checkpoint), args.split, args.manifest, args.root, args.output, args.device)
+        if not args.late_fusion:
+            trained = build_trained(args.checkpoint, args.device, args.manifest, args.root)
+        elif args.manifest:
+            raise ValueError("--manifest: is for one --checkpoint; --late-fusion evaluates a --split")
+        else:
+            trained = build_late_fusion(*args.late_fusion, args.device, args.split)
+        return evaluate(trained, args.split, args.manifest, args.output)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -51,46 +65,31 @@ def main(arguments: list[str] | None = None) -> int:
         return report_error(error)
 
 
-def evaluate(
-    checkpoint: Path, split: str, manifest: Path | None, root: Path | None, output: str | None, device_name: str
-) -> int:
+def evaluate(trained: Trained | LateFusion, split: str, manifest: Path | None, output: str | None) -> int:
     """Returns 1 where a row of the manifest, or a file of a folder, has an error, else 0."""
-    trained = build_trained(checkpoint, device_name, manifest, root)
-    parts, saved = trained.parts, trained.saved
-    for change in trained.changed:
-        warn(f"{change} than in training")
-    for other in () if manifest else parts.other_rows(saved, split):
-        warn(f"{other}; the checkpoint was trained beside the former")
-    if skipped := parts.source.skipped:
-        warn(f"rows are left out for {len(skipped)} findings (data.on_error=skip), see {SKIPPED} of the run")
-    if slow := slow_precision(**trained.placement):
-        warn(f"the checkpoint was trained in bf16, and {slow}")
-    metrics = trained.metrics.to(trained.placement["device"])
-    dataset, predictions = parts.splits["new" if manifest else split], []
-    loader = build_loader(trained.data_config, dataset, trained.placement["device"])
-    for batch, batch_output in predict(parts.model, loader, **trained.placement):
+    of_rows, name = ("new", name_of(manifest)) if manifest else (split, split)
+    for line in trained.warnings(of_rows):
+        warn(line)
+    metrics, predictions = trained.metrics, []
+    for batch, batch_output in trained.predict(of_rows):
         if (batch["label"] >= 0).any():
             metrics.update(*labelled(batch, batch_output))
-        predictions += rows_of(batch, batch_output, parts.class_names)
-    for line in untrained_absences(predictions, parts.model.fusion_head.absent):
+        predictions += rows_of(batch, batch_output, trained.class_names)
+    for line in untrained_absences(predictions, trained.stand_ins):
         warn(line)
 
-    run_folder = run_folder_of(checkpoint) or checkpoint.parent
-    folder = Path(output) if output else run_folder / "evaluation" / (name_of(manifest) if manifest else split)
-    names = row_names(parts.branches, parts.class_names)
-    rows = parts.source.complete(predictions, names) if manifest else predictions
-    cells = parts.source.cells() if manifest else [dataset.cells(i) for i in range(len(dataset))]
+    folder = Path(output) if output else trained.evaluations / trained.folder_name(name)
+    if manifest:
+        source = trained.parts.source
+        rows = source.complete(predictions, row_names(trained.branches, trained.class_names))
+        cells, not_rows = source.cells(), source.not_rows
+    else:
+        dataset = trained.dataset(split)
+        rows, cells, not_rows = predictions, [dataset.cells(i) for i in range(len(dataset))], []
     files = write_predictions(folder, with_cells(rows, cells))
     if known := [row for row in predictions if row["label"]]:
-        report = {
-            "checkpoint": str(checkpoint),
-            "epoch": saved["position"]["epoch"],
-            "step": saved["position"]["step"],
-            "split": str(manifest or split),
-            **make_report(metrics, known, parts.branches, parts.class_names),
-            "weights": parts.image_weights.description,
-            "groups": saved["groups"],
-        }
+        found = make_report(metrics, known, trained.branches, trained.class_names)
+        report = {"split": str(manifest or split), **found, **trained.origin()}
         files = f"{write_report(folder, report, metrics)}, {files}"
         print(describe_report(report), end="\n\n")
     print(f"written to {folder}: {files}")
@@ -98,7 +97,7 @@ def evaluate(
         unread = sum(not row["prediction"] for row in errors)
         told = f"{len(errors)} of {len(rows)} rows have an error, {unread} of these no prediction"
         print(f"error: {manifest}: {told}; see the column error of predictions.csv", file=sys.stderr)
-    for line in (not_rows := parts.source.not_rows if manifest else []):
+    for line in not_rows:
         print(f"error: {line}", file=sys.stderr)
     return 1 if errors or not_rows else 0
 
@@ -106,7 +105,7 @@ def evaluate(
 def name_of(manifest: Path) -> str:
     """For the folder of its predictions, which is not that of a split."""
     name = manifest.resolve().stem
-    return f"{name}-table" if name in SPLITS else name
+    return f"{name}-table" if name.removeprefix("late_fusion-") in SPLITS else name
 
 
 if __name__ == "__main__":

@@ -1,18 +1,28 @@
-"""A checkpoint -> a model that can predict, and the data to predict."""
+"""A checkpoint -> a model that can predict, and the data to predict; and two such models as one."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from app.commands.build import ModelAndData, build_model_and_data, build_objective
+import torch
+
+from app.commands.build import ModelAndData, build_loader, build_model_and_data, build_objective
+from app.commands.open_run import SKIPPED
 from app.commands.root_config import read_part
+from app.evaluation.late_fusion import predict_jointly
 from app.evaluation.metrics import ClassificationMetrics
+from app.evaluation.predictions import INPUTS, predict
 from app.randomness import make_deterministic
 from app.records.checkpoint import load_checkpoint
 from app.records.environment import changed_environment
-from app.training.precision import choose_device
+from app.records.run_folder import run_folder_of
+from app.training.objective import BRANCHES
+from app.training.precision import choose_device, slow_precision
 from app.training.state import ModelState
 from data.spec import DataConfig, DataSpec
+from data.split import Split
 from models.fusion_classifier import FusionClassifier
 
 
@@ -20,12 +30,181 @@ from models.fusion_classifier import FusionClassifier
 class Trained:
     """A checkpoint, ready to predict."""
 
+    path: Path
     saved: dict[str, Any]  # the checkpoint
     parts: ModelAndData
     metrics: ClassificationMetrics
     data_config: DataConfig
     placement: dict[str, Any]  # device and precision
     changed: list[str]  # what it reads from the environment, and read otherwise in training
+
+    @property
+    def branches(self) -> list[str]:
+        return self.parts.branches
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.parts.class_names
+
+    @property
+    def stand_ins(self) -> Mapping[str, torch.Tensor]:
+        """By branch, what the model reads in place of an input that is not there."""
+        return self.parts.model.fusion_head.absent
+
+    @property
+    def prior(self) -> torch.Tensor:
+        """(C,) float64, sum 1: the shares of the classes that its probabilities start from. Those of the training
+        rows, as the sampler drew them and the loss weighed them: with balanced classes all alike."""
+        counts = torch.tensor(DataSpec.from_dict(self.saved["data_spec"]).class_counts, dtype=torch.float64)
+        shares = (counts > 0).double() if self.data_config.sampler == "class_balanced" else counts
+        weights = self.metrics.objective.class_weights
+        shares = shares if weights is None else shares * weights.double().cpu()
+        return shares / shares.sum()
+
+    @property
+    def evaluations(self) -> Path:
+        """The folder of all evaluations of it."""
+        return (run_folder_of(self.path) or self.path.parent) / "evaluation"
+
+    def folder_name(self, rows: str) -> str:
+        """Of the evaluation of those rows, in that folder."""
+        return rows
+
+    def dataset(self, split: str) -> Split:
+        return self.parts.splits[split]
+
+    def predict(self, split: str, batch_size: int | None = None) -> Iterator[tuple]:
+        """See app.evaluation.predictions.predict. batch_size: None: that of the training."""
+        config = self.data_config.model_copy(update={"batch_size": batch_size} if batch_size else {})
+        loader = build_loader(config, self.dataset(split), self.placement["device"])
+        return predict(self.parts.model, loader, **self.placement)
+
+    def warnings(self, split: str) -> list[str]:
+        """What is not as it was in training, a line each."""
+        lines = [f"{change} than in training" for change in self.changed]
+        if split in self.parts.data_spec.rows:  # not those of a table that it was not trained on
+            others = self.parts.other_rows(self.saved, split)
+            lines += [f"{other}; the checkpoint was trained beside the former" for other in others]
+        if skipped := self.parts.source.skipped:
+            lines.append(
+                f"rows are left out for {len(skipped)} findings (data.on_error=skip), see {SKIPPED} of the run"
+            )
+        if slow := slow_precision(**self.placement):
+            lines.append(f"the checkpoint was trained in bf16, and {slow}")
+        return lines
+
+    def origin(self) -> dict[str, Any]:
+        """For the report."""
+        return {
+            "checkpoint": str(self.path),
+            "epoch": self.saved["position"]["epoch"],
+            "step": self.saved["position"]["step"],
+            "weights": self.parts.image_weights.description,
+            "groups": self.saved["groups"],
+        }
+
+
+@dataclass
+class LateFusion:
+    """Two models of one branch each that were trained apart, as one: see app/evaluation/late_fusion.py. Has what
+    Trained has for an evaluation.
+
+    Raises ValueError for models that do not read one input each, in this order, or that learnt other classes or other
+    shares of them.
+    """
+
+    image: Trained
+    sequence: Trained
+
+    stand_ins = {}  # a model has no say where a sample lacks its input
+
+    def __post_init__(self):
+        self._check_inputs()
+        self._check_classes()
+        self.metrics = ClassificationMetrics(self.class_names, self.branches, self.image.metrics.objective)
+        self.metrics.to(self.image.placement["device"])
+
+    @property
+    def branches(self) -> list[str]:
+        return [*BRANCHES]
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.image.class_names
+
+    @property
+    def evaluations(self) -> Path:
+        return self.image.evaluations
+
+    def folder_name(self, rows: str) -> str:
+        return f"late_fusion-{rows}"
+
+    def dataset(self, split: str) -> Split:
+        return self.image.dataset(split)
+
+    def check_rows(self, split: str) -> None:
+        """Raises ValueError where the two would predict other rows. Of a table of files each has read, and so digested,
+        its own files only: there the cells of the rows tell."""
+        a, b = (member.parts.data_spec.rows[split] for member in (self.image, self.sequence))
+        if a == b:
+            return
+        cells, others = (
+            [dataset.cells(i) for i in range(len(dataset))]
+            for dataset in (self.image.dataset(split), self.sequence.dataset(split))
+        )
+        if not any(cells) or cells != others:
+            raise ValueError(
+                f"--late-fusion: the rows of {split} must be the same; {self.image.path} has {a}, {self.sequence.path} "
+                f"has {b}; give two checkpoints of the same data, without rows that one of the two leaves out"
+            )
+
+    def predict(self, split: str) -> Iterator[tuple]:
+        """See app.evaluation.late_fusion.predict_jointly. Each model gets its own dataset's batches, as large as those
+        of the image model."""
+        of_images = self.image.predict(split)
+        of_sequences = self.sequence.predict(split, self.image.data_config.batch_size)
+        return predict_jointly(of_images, of_sequences, self.image.prior)
+
+    def warnings(self, split: str) -> list[str]:
+        return [f"{member.path}: {line}" for member in (self.image, self.sequence) for line in member.warnings(split)]
+
+    def origin(self) -> dict[str, Any]:
+        prior = dict(zip(self.class_names, self.image.prior.tolist(), strict=True))
+        return {"prior": prior, "checkpoints": [self.image.origin(), self.sequence.origin()]}
+
+    def _check_inputs(self) -> None:
+        if [self.sequence.branches, self.image.branches] == [[branch] for branch in BRANCHES]:
+            raise ValueError(
+                f"--late-fusion: {self.image.path} reads sequences and {self.sequence.path} images; give the one that "
+                "reads images first"
+            )
+        for member, place, branch, other in (
+            (self.image, "first", *BRANCHES),
+            (self.sequence, "second", *BRANCHES[::-1]),
+        ):
+            if member.branches != [branch]:
+                reads = " and ".join(f"{INPUTS[own]}s" for own in member.branches)
+                raise ValueError(
+                    f"--late-fusion: {member.path} reads {reads}; the {place} checkpoint must be of a model that reads "
+                    f"{INPUTS[branch]}s only: give one that was trained with model.{other}=null"
+                )
+
+    def _check_classes(self) -> None:
+        where = f"{self.image.path} and {self.sequence.path}"
+        for a, b in zip_longest(self.image.class_names, self.sequence.class_names, fillvalue=""):
+            if a != b:
+                raise ValueError(
+                    f"--late-fusion: {where} must have the same classes; where the former has '{a}', the latter has "
+                    f"'{b}'; train both on the same data"
+                )
+        shares = zip(self.class_names, self.image.prior.tolist(), self.sequence.prior.tolist(), strict=True)
+        for name, a, b in shares:
+            if abs(a - b) > 1e-6:
+                raise ValueError(
+                    f"--late-fusion: {where} must have been trained with the same share of each class; that of "
+                    f"'{name}' was {a:.6f} in the former, {b:.6f} in the latter; train both on the same rows, with the "
+                    "same data.sampler and loss.class_weights"
+                )
 
 
 def build_trained(
@@ -50,7 +229,14 @@ def build_trained(
     objective = build_objective(loss, DataSpec.from_dict(saved["data_spec"]), device)
     changed = changed_environment(saved, tree, used)
     placement = {"device": device, "precision": precision}
-    return Trained(saved, parts, parts.new_metrics(objective), data, placement, changed)
+    return Trained(checkpoint, saved, parts, parts.new_metrics(objective).to(device), data, placement, changed)
+
+
+def build_late_fusion(image: Path, sequence: Path, device_name: str, split: str) -> LateFusion:
+    """Of two checkpoints, to predict that split. Raises ValueError for two that do not belong together."""
+    fusion = LateFusion(build_trained(image, device_name), build_trained(sequence, device_name))
+    fusion.check_rows(split)
+    return fusion
 
 
 def load_model(model: FusionClassifier, saved: dict[str, Any], path: Path) -> None:

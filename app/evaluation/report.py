@@ -98,11 +98,8 @@ def write_report(folder: Path, report: dict[str, Any], metrics: ClassificationMe
 def describe_report(report: dict[str, Any]) -> str:
     low, high = report["accuracy_interval_95"]
     names = report["class_names"]
-    shown = [key for key in ("lr", "weight_decay", "beta1", "beta2") if any(key in g for g in report["groups"])]
-    groups = [("group", "values", *(key.replace("_", " ") for key in shown))]
-    for group in report["groups"]:
-        cells = (f"{group[key]:.3g}" if key in group else "-" for key in shown)
-        groups.append((group["name"], f"{group['num_values']:,}", *cells))
+    origins = report.get("checkpoints", [report])  # of a late fusion two
+    whose = " and ".join(f"{origin['checkpoint']} (epoch {origin['epoch']})" for origin in origins)
     scores = [("", "accuracy", "loss")]
     scores += [("fusion", f"{report['accuracy']:.4f}", f"{report['loss']:.4f}")]
     scores += [(f"{b} alone", f"{v['accuracy']:.4f}", f"{v['loss']:.4f}") for b, v in report["unimodal"].items()]
@@ -116,12 +113,22 @@ def describe_report(report: dict[str, Any]) -> str:
     ]
     return "\n\n".join(
         [
-            f"{report['checkpoint']} (epoch {report['epoch']}) on {report['split']}, {report['samples']} samples",
+            f"{whose} on {report['split']}, {report['samples']} samples",
             format_table(scores),
             *([format_table(by_present)] if lacks else []),
             f"95 % interval of the accuracy: {low:.4f} to {high:.4f}; macro F1: {report['macro_f1']:.4f}; "
             f"balanced accuracy: {report['balanced_accuracy']:.4f}",
             format_table(confusion),
-            "groups as they were when the checkpoint was saved:\n" + format_table(groups),
+            *(_describe_groups(origin) for origin in origins),
         ]
     )
+
+
+def _describe_groups(origin: dict[str, Any]) -> str:
+    groups = origin["groups"]
+    shown = [key for key in ("lr", "weight_decay", "beta1", "beta2") if any(key in group for group in groups)]
+    rows = [("group", "values", *(key.replace("_", " ") for key in shown))]
+    for group in groups:
+        cells = (f"{group[key]:.3g}" if key in group else "-" for key in shown)
+        rows.append((group["name"], f"{group['num_values']:,}", *cells))
+    return f"groups as they were when {origin['checkpoint']} was saved:\n{format_table(rows)}"

@@ -108,7 +108,14 @@ def test_class_names_are_drawn_as_they_are(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("table", "name"), [("new.csv", "new"), ("test.csv", "test-table"), ("val", "val-table"), (".", "here")]
+    ("table", "name"),
+    [
+        ("new.csv", "new"),
+        ("test.csv", "test-table"),
+        ("val", "val-table"),
+        (".", "here"),
+        ("late_fusion-val.csv", "late_fusion-val-table"),
+    ],
 )
 def test_the_folder_of_a_tables_predictions_is_never_that_of_a_split(tmp_path, monkeypatch, table, name):
     (tmp_path / "here").mkdir()

@@ -1,0 +1,181 @@
+"""Two models that were trained apart, joined by evaluate.py: real processes, the default data set and a table."""
+
+import copy
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+import train
+from app.commands.trained import LateFusion, build_late_fusion, build_trained
+from app.evaluation.predictions import labelled
+from app.records.checkpoint import load_checkpoint, save_checkpoint
+from tests.conftest import ROOT
+from tests.example_data import main as make_example_data
+
+pytestmark = pytest.mark.slow
+ONE_GROUP = ["optimizer.groups={all: {params: ['*'], lr: 0.002, weight_decay: 0.01}}", "learning_rates.reductions=[]"]
+QUICK = [*ONE_GROUP, "run.epochs=1", "run.device=cpu"]
+IMAGE, SEQUENCE = ["model.temporal_branch=null"], ["model.image_branch=null"]
+CLASS_COUNTS = [20, 400, *[210] * 8]  # the digits' own are all alike, and would show nothing of a prior
+
+
+def call(*arguments, code=0):
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def train_digits(folder, name, *overrides):
+    smoke = ["--config", "configs/smoke.yaml", f"run.folder={folder}", f"run.name={name}"]
+    call("train.py", *smoke, *QUICK, *overrides)
+    path = folder / name / "checkpoints" / "last.pt"
+    content = load_checkpoint(path)
+    content["data_spec"]["class_counts"] = CLASS_COUNTS
+    save_checkpoint(path, content)
+    return path
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Checkpoints of an image model, a sequence model prepared otherwise, and a model of both."""
+    folder = tmp_path_factory.mktemp("runs")
+    other = ["data.image_size=40", "data.batch_size=100", "run.seed=3"]
+    return {
+        "image": train_digits(folder, "image", *IMAGE),
+        "sequence": train_digits(folder, "sequence", *SEQUENCE, *other),
+        "both": train_digits(folder, "both", "model.image_branch.weights=none", "run.limit_batches=2"),
+    }
+
+
+def rows_in(folder):
+    with open(folder / "predictions.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def probabilities(rows, names):
+    return np.array([[float(row[f"p({name})"]) for name in names] for row in rows])
+
+
+def joined(image, sequence, counts):
+    p = image * sequence / (np.array(counts) / sum(counts))
+    return p / p.sum(1, keepdims=True)
+
+
+def test_it_joins_what_each_model_predicts_alone(digits, tmp_path):
+    image, sequence = digits["image"], digits["sequence"]
+    done = call("evaluate.py", "--late-fusion", image, sequence, "--split", "val")
+    for name in ("image", "sequence"):
+        call("evaluate.py", "--checkpoint", digits[name], "--split", "val", "--output", tmp_path / name)
+    folder = image.parent.parent / "evaluation" / "late_fusion-val"
+    rows, of_image, of_sequence = (rows_in(path) for path in (folder, tmp_path / "image", tmp_path / "sequence"))
+    names = [str(digit) for digit in range(10)]
+    expected = joined(probabilities(of_image, names), probabilities(of_sequence, names), CLASS_COUNTS)
+    np.testing.assert_allclose(probabilities(rows, names), expected, atol=2e-4)
+    assert len(rows) == 450 and [row["index"] for row in rows] == [str(i) for i in range(450)]
+    assert {row["present"] for row in rows} == {"image and sequence"}
+    assert all(len({row["prediction"] for row in alone}) > 3 for alone in (of_image, of_sequence))  # both have a say
+    for branch, alone in (("image_branch", of_image), ("temporal_branch", of_sequence)):
+        assert [row[branch] for row in rows] == [row["prediction"] for row in alone]
+
+    report = json.loads((folder / "report.json").read_text())
+    assert report["accuracy"] == pytest.approx(np.mean([row["label"] == row["prediction"] for row in rows]))
+    own = [expected[i, names.index(row["label"])] for i, row in enumerate(rows)]
+    assert report["loss"] == pytest.approx(-np.log(own).mean(), rel=1e-2)  # of p in 6 decimals
+    assert report["prior"]["1"] == 400 / 2100 and report["split"] == "val"
+    for branch, name, about in zip(report["unimodal"], ("image", "sequence"), report["checkpoints"], strict=True):
+        alone = json.loads((tmp_path / name / "report.json").read_text())
+        assert report["unimodal"][branch]["accuracy"] == alone["accuracy"]
+        assert report["unimodal"][branch]["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+        assert about == {key: alone[key] for key in ("checkpoint", "epoch", "step", "weights", "groups")}
+    assert (folder / "confusion_matrix.png").is_file()
+    assert f"{image} (epoch 1) and {sequence} (epoch 1) on val, 450 samples" in done.stdout
+
+
+def refusal(capsys, *arguments):
+    assert evaluate.main([str(argument) for argument in arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_what_does_not_belong_together_is_refused_in_a_line(digits, tmp_path, capsys):
+    image, sequence, both = digits["image"], digits["sequence"], digits["both"]
+    assert "give the one that reads images first" in refusal(capsys, "--late-fusion", sequence, image)
+    assert f"{both} reads images and sequences; the first " in refusal(capsys, "--late-fusion", both, sequence)
+    assert f"{image} reads images; the second checkpoint " in refusal(capsys, "--late-fusion", image, image)
+    assert "checkpoint nowhere.pt does not exist" in refusal(capsys, "--late-fusion", image, "nowhere.pt")
+    new = refusal(capsys, "--late-fusion", image, sequence, "--manifest", "new.csv")
+    assert new == "error: --manifest: is for one --checkpoint; --late-fusion evaluates a --split"
+    content = load_checkpoint(sequence)
+    content["data_spec"]["class_counts"] = CLASS_COUNTS[::-1]
+    save_checkpoint(tmp_path / "other.pt", content)
+    assert "that of '0' was 0.009524 in the former" in refusal(capsys, "--late-fusion", image, tmp_path / "other.pt")
+    for arguments in ([], ["--checkpoint", str(image), "--late-fusion", str(image), str(sequence)]):
+        with pytest.raises(SystemExit) as ended:
+            evaluate.main(arguments)
+        assert ended.value.code == 2
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_two_trained_models_are_joined_in_this_process_on_other_data(digits):
+    image, sequence = (build_trained(digits[name], "cpu") for name in ("image", "sequence"))
+    fusion = LateFusion(image, sequence)
+
+    def evaluated():
+        pairs = list(fusion.predict("test"))
+        for batch, output in pairs:
+            fusion.metrics.update(*labelled(batch, output))
+        metrics = fusion.metrics.compute()
+        for metric in fusion.metrics.metrics.values():
+            metric.reset()
+        return metrics, torch.cat([output.logits for _, output in pairs])
+
+    clean, before = evaluated()
+    noisier = copy.copy(image.parts.splits["test"])
+    noisier.image_noise, noisier.drawn = 100.0, None
+    image.parts.splits["test"] = noisier
+    noisy, after = evaluated()
+    assert not torch.equal(before, after) and noisy["image_branch/loss"] != clean["image_branch/loss"]
+    assert noisy["temporal_branch/loss"] == clean["temporal_branch/loss"]
+
+
+def test_a_table_of_files(tmp_path, capsys):
+    """Each model reads, and knows by its digest, its own files only. A row that one of the two leaves out has no
+    partner."""
+    assert make_example_data([str(tmp_path), "--tones", "--takes", "1"]) == 0
+    header, *rows = (tmp_path / "table.csv").read_text().splitlines()
+    complete = [row for row in rows if ".png," in row and ".wav," in row]
+
+    def trained(table, name, *overrides):
+        config = ["--config", str(ROOT / "configs" / "manifest.yaml"), f"data.manifest={tmp_path / table}"]
+        quick = [*QUICK, "run.limit_batches=3", "data.image_size=32", f"run.folder={tmp_path}", f"run.name={name}"]
+        assert train.main([*config, *quick, *overrides]) == 0
+        return tmp_path / name / "checkpoints" / "last.pt"
+
+    (tmp_path / "complete.csv").write_text("\n".join([header, *complete]) + "\n")
+    image, sequence = trained("complete.csv", "i", *IMAGE), trained("complete.csv", "s", *SEQUENCE)
+    for name, path in (("late", None), ("i", image), ("s", sequence)):
+        of = ["--checkpoint", str(path)] if path else ["--late-fusion", str(image), str(sequence)]
+        assert evaluate.main([*of, "--output", str(tmp_path / "out" / name), "--device", "cpu"]) == 0
+    late, of_image, of_sequence = (rows_in(tmp_path / "out" / name) for name in ("late", "i", "s"))
+    spec = load_checkpoint(image)["data_spec"]
+    alone = [probabilities(rows, spec["class_names"]) for rows in (of_image, of_sequence)]
+    expected = joined(*alone, spec["class_counts"])
+    np.testing.assert_allclose(probabilities(late, spec["class_names"]), expected, atol=2e-4)
+    assert len(set(spec["class_counts"])) > 1  # else the prior would show nothing
+    assert {row["present"] for row in late} == {"image and sequence"}
+    assert [row["image_path"] for row in late] == [row["image_path"] for row in of_sequence]
+
+    last = next(i for i in range(len(complete) - 1, 0, -1) if ",test," in complete[i])
+    (tmp_path / "fewer.csv").write_text("\n".join([header, *complete[:last], *complete[last + 1 :]]) + "\n")
+    fewer = trained("fewer.csv", "f", *SEQUENCE)
+    capsys.readouterr()
+    line = refusal(capsys, "--late-fusion", image, fewer)
+    assert line.startswith(f"error: --late-fusion: the rows of test must be the same; {image} has ")
+    build_late_fusion(image, fewer, "cpu", "val")  # whose rows are the same
