@@ -72,11 +72,11 @@ def warnings_of(small_model, optimizer_config, learning_rates_of):
 
     def warn(alone, *, val=POOR, epochs=9, samples=450, freeze=False, **config):
         watch, found = watching(small_model, step.optimizer, **config), []
+        of_copy = dict.fromkeys(("image_branch/accuracy", "temporal_branch/accuracy"), alone)
         for epoch in range(epochs):
             small_model.temporal_branch.requires_grad_(not freeze)
             watch.start_epoch(epoch)
-            of_epoch = dict.fromkeys(("image_branch/accuracy", "temporal_branch/accuracy"), alone)
-            found += [(epoch + 1, line) for line in watch.after_validation(val, lambda model: of_epoch, samples)]
+            found += [(epoch + 1, line) for line in watch.after_validation(val, lambda model: of_copy, samples)]
             state = watch.state_dict()
             watch = watching(small_model, step.optimizer, **config)
             watch.load_state_dict(state)  # as a resumed run
