@@ -221,6 +221,7 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
         monitors=monitors,
         steps_per_epoch=len(loaders["train"]),
         epochs=config.run.epochs,
+        balance=balance.learning_rates,
     )
     best_weights = BestWeights(optimizer, groups, freezing, learning_rates)
     gradients = Gradients(optimizer, groups, config.optimizer.clip_norm, warn=warn)
