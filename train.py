@@ -51,7 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
             config, tree = load_config(args.config, args.overrides)
             if args.replay is not None:
                 validations = read_validations(args.replay)
-                print(replay(config.optimizer.groups, config.learning_rates, validations, epochs=config.run.epochs))
+                settings, balance = (config.optimizer.groups, config.learning_rates), config.balance.learning_rates
+                print(replay(*settings, validations, epochs=config.run.epochs, balance=balance))
                 return 0
             resume_from = checkpoint_to_resume(args.resume, config.run)
             only_look = args.dry_run or args.parameters or args.samples is not None
@@ -115,7 +116,7 @@ def train(run: Run) -> None:
         for line in run.falling_behind.after_validation(val, run.validate, samples):
             warn(line)
         for monitor in rates.not_a_number(monitors):
-            warn(f"{monitor} is not a number; no reduction counts it")
+            warn(f"{monitor} is not a number; no rule counts it")
         run_log.lr_events(now, events)
         save_if_best(run, val, train_loss)
         if best_weights.restore():

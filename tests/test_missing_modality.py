@@ -112,7 +112,7 @@ def test_a_split_without_any_sequence_has_no_figures_of_that_branch(run):
     assert val["temporal_branch/loss"] == val["temporal_branch/accuracy"] == "nan"
     assert val["loss"] > 0 and val["image_branch/loss"] > 0
     assert printed.out.count("warning") == 1
-    assert "val/temporal_branch/loss is not a number; no reduction counts it" in printed.out
+    assert "val/temporal_branch/loss is not a number; no rule counts it" in printed.out
 
 
 def test_an_input_that_only_the_test_split_lacks(run, capsys):

@@ -229,6 +229,7 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
         monitors=monitors,
         steps_per_epoch=len(loaders["train"]),
         epochs=config.run.epochs,
+        balance=balance.learning_rates,
     )
     best_weights = BestWeights(optimizer, groups, freezing, learning_rates)
     of_step = {"seed": config.run.seed, "device": device, "precision": config.run.precision}

@@ -30,7 +30,8 @@ def describe_run(run: Run) -> str:
     lines.append(f"device: {run.device}, precision: {config.run.precision}, optimizer: {config.optimizer.name}")
     if slow := slow_precision(**run.placement):
         lines.append(f"warning: {slow}; run.precision=fp32 is the remedy")
-    plans = format_table([("group", "schedule", "reductions"), *run.learning_rates.plans()], left=(0, 1, 2))
+    rows = run.learning_rates.plans()
+    plans = format_table([tuple(rows[0]), *(tuple(row.values()) for row in rows)], left=(0, 1, 2, 3))
     if stop := run.learning_rates.stop_plan():
         plans += f"\ntraining stops when {stop}"
     return "\n".join([*lines, "", group_table(run.groups), "", plans, ""])

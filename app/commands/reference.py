@@ -77,7 +77,7 @@ def _rows(
         hint = hint_of(field)
         yield f"{prefix}{name}", describe(hint), _default(field), meaning
         if below := sections_of(hint):
-            yield from _rows(below, f"{prefix}{name}.")
+            yield from _rows(below, f"{prefix}{name}.", tag_key_of(hint))
         elif below := sections_of(entry := type_below(hint, 0)):
             place = "[i]." if describe(hint).startswith("a list") else ".<name>."
             yield from _rows(below, f"{prefix}{name}{place}", tag_key_of(entry))

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from app.config import check_config, read_config
 from app.config import read_part as read_part_of
+from app.learning_rates.balance import KEY, branches_without_groups, groups_of_branches, needs_both_branches
 from app.learning_rates.exhaustion import never_exhausted
 from app.learning_rates.learning_rates import LearningRatesConfig
 from app.learning_rates.rules import ReductionConfig
@@ -19,7 +20,7 @@ from app.records.run_config import RunConfig
 from app.section import Section
 from app.training.balance import BalanceConfig
 from app.training.group_stats import StatisticsConfig
-from app.training.objective import LossConfig
+from app.training.objective import BRANCHES, LossConfig
 from data.source import Data
 from models.fusion_classifier import ModelConfig
 
@@ -31,7 +32,9 @@ class Config(Section):
     loss: LossConfig = Field(LossConfig(), description="cross-entropy, of the fusion and of each branch's own head")
     balance: BalanceConfig = Field(BalanceConfig(), description="what keeps one branch from starving the other")
     optimizer: OptimizerConfig = Field(description="the groups of parameters, and what moves them")
-    learning_rates: LearningRatesConfig = Field(description="lr of a group = its lr x warm-up x schedule x reduction")
+    learning_rates: LearningRatesConfig = Field(
+        description="lr of a group = its lr x warm-up x schedule x reduction x balance"
+    )
     statistics: StatisticsConfig = Field(description="what is measured of each group, and how often")
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="what is kept of a run")
 
@@ -82,6 +85,7 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield from _wrong_reduction(f"learning_rates.reductions[{i}]", reduction, groups, epochs)
     if config.learning_rates.stop_when_exhausted:
         yield from never_exhausted(groups, config.learning_rates, epochs=epochs)
+    yield from _wrong_balance(config)
     yield from _ignored_lr(config)
     for branch, share in config.balance.modality_dropout:
         if share and not (config.model.image_branch and config.model.temporal_branch):
@@ -115,6 +119,20 @@ def _wrong_reduction(
             yield f"{key}.min_lr: found {reduction.min_lr}, must be below optimizer.groups.{name}.lr ({lr})"
 
 
+def _wrong_balance(config: Config) -> Iterator[str]:
+    """Where the balance rule has no two branches to compare, or no groups that it can slow."""
+    rule, groups = config.balance.learning_rates, config.optimizer.groups
+    if rule is None:
+        return
+    if missing := [f"model.{branch}" for branch in BRANCHES if not getattr(config.model, branch)]:
+        yield needs_both_branches(rule.rule, missing)
+        return
+    yield from branches_without_groups(rule.rule, groups)
+    for names in groups_of_branches(groups).values():
+        for name in names:
+            yield from _wrong_group(KEY, name, groups, config.run.epochs)
+
+
 # Rprop reads lr at its first step only: from then on each weight has a step size of its own.
 IGNORE_LR = ("Rprop",)
 
@@ -127,6 +145,7 @@ def _ignored_lr(config: Config) -> Iterator[str]:
         "learning_rates.warmup_steps": config.learning_rates.warmup_steps,
         "learning_rates.schedules": any(s.name != "constant" for s in config.learning_rates.schedules.values()),
         "learning_rates.reductions": config.learning_rates.reductions,
+        KEY: config.balance.learning_rates,
     }
     for name, group in config.optimizer.groups.items():
         changes[f"optimizer.groups.{name}.unfreeze_warmup_steps"] = group.unfreeze_warmup_steps

@@ -6,15 +6,18 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class LrEvent:
-    """One group's lr changed: it was unfrozen, or a rule acted after a validation.
+    """One group's lr changed: it was unfrozen, or a rule or the balance acted after a validation.
 
-    The lrs are those of the group's output side, with warm-up and schedule. What follows `cause` is a rule's alone.
+    The lrs are those of the group's output side, with all their factors. `rule` and what follows it belong to a rule of
+    `learning_rates.reductions` alone.
     """
 
     group: str
     lr_before: float
     lr_after: float
     cause: str  # "unfreeze", or the rule's name
+    reason: str | None = None  # in words
+    utilisation: dict[str, float] | None = None  # of each branch, where the balance is the cause
     rule: int | None = None  # its index in `learning_rates.reductions`
     monitor: str | None = None
     value: float | None = None  # of the monitor, in this validation
@@ -26,7 +29,9 @@ class LrEvent:
     def as_record(self) -> dict[str, Any]:
         """The line in lr_events.jsonl, without step and epoch."""
         if self.rule is None:
-            return {"group": self.group, "from": self.lr_before, "to": self.lr_after, "cause": self.cause}
+            record = {"group": self.group, "from": self.lr_before, "to": self.lr_after, "cause": self.cause}
+            optional = {"reason": self.reason, "utilisation": self.utilisation}
+            return record | {key: value for key, value in optional.items() if value is not None}
         return {
             "group": self.group,
             "from": self.lr_before,
@@ -44,7 +49,7 @@ class LrEvent:
     def describe(self) -> str:
         change = f"lr of {self.group} {self.lr_before:.3g} -> {self.lr_after:.3g}"
         if self.rule is None:
-            return f"{change}: unfrozen"
+            return f"{change} ({self.cause}): {self.reason}" if self.reason else f"{change}: unfrozen"
         best = f", best {self.best:.4f}" if self.best is not None else ""
         restored = "; its best weights are back, its moments start afresh" if self.restored else ""
         return f"{change} ({self.cause}): {self.monitor} is {self.value:.4f}{best}{restored}"

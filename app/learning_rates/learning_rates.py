@@ -1,4 +1,4 @@
-"""lr of each group = base x warm-up x schedule x reduction. The only writer of `lr` once the optimizer is built.
+"""lr of each group = base x warm-up x schedule x reduction x balance. The only writer of `lr` once training starts.
 
 What a validation decided is kept as one factor per group, never as an lr: so a warm-up cannot undo a
 reduction, and a resumed run may change a base lr and keep its reductions.
@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from app.evaluation.metrics import check_monitor
+from app.learning_rates.balance import BALANCE_RULES, KEY, BalanceRule
 from app.learning_rates.events import LrEvent
 from app.learning_rates.matching import match_rules
 from app.learning_rates.rules import MODE_IS_GONE, RULES, Improvement, Reduction, Rule, stalled, validations
@@ -71,9 +72,10 @@ class LearningRates:
         param_groups: {group: the optimizer's entries}, each with its `lr_scale`; empty for a replay.
         monitors: the metrics that a validation will report.
         steps_per_epoch, epochs: the length of the run, for schedules.
+        balance: a rule of app/learning_rates/balance.py, whose factor multiplies what the others give; None: 1.
 
     Raises ValueError if a rule or `stop` watches a metric that does not exist, or waits for a value that the metric
-    cannot have.
+    cannot have, or if the balance rule lacks a metric or a branch's groups.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class LearningRates:
         monitors: list[str],
         steps_per_epoch: int,
         epochs: int,
+        balance: BalanceRule | None = None,
     ):
         self.config = config
         self.groups = groups
@@ -101,6 +104,7 @@ class LearningRates:
         ]
         self.stop = Improvement(config.stop.monitor) if config.stop else None
         self.stop_count = 0
+        self.balance = BALANCE_RULES[balance.rule](balance, groups, monitors) if balance else None
         self.below_min_lr: list[str] = []  # set by load_state_dict: what a changed lr or min_lr leads to, in words
         self._check_monitors(monitors)
 
@@ -113,7 +117,8 @@ class LearningRates:
         config = self.groups[group]
         last = self.epochs - 1 / self.steps_per_epoch  # where the last step stands
         schedule = _schedule(self.config.schedules.get(group), epoch, last)
-        return config.lr * self._warmup(group, step) * schedule * self.reduction[group]
+        balance = self.balance.factor(group) if self.balance else 1.0
+        return config.lr * self._warmup(group, step) * schedule * self.reduction[group] * balance
 
     def set(self, step: int, epoch: float) -> None:
         """Writes every group's lr for the step after `step` finished ones. epoch: as for `lr`."""
@@ -123,9 +128,10 @@ class LearningRates:
                 entry["lr"] = lr * entry["lr_scale"]
 
     def after_validation(self, metrics: dict[str, float], *, epoch: int, step: int) -> list[LrEvent]:
-        """Lets each rule look at its monitors, in the order of the config; returns one event for each changed lr.
+        """Lets each rule look at its monitors, in the order of the config, and the balance after them.
 
-        epoch: finished epochs. A group that is still frozen or warming up is not judged.
+        Returns one event for each changed lr. epoch: finished epochs. A group that is still frozen or warming up is
+        not judged.
         """
         events = []
         for rule in self.rules:
@@ -148,6 +154,7 @@ class LearningRates:
                         min_lr=rule.config.min_lr,
                     )
                 )
+        events += self._balance(metrics, epoch, step)
         if self.stop and not math.isnan(value := metrics[self.config.stop.monitor]):
             self.stop_count = 0 if self.stop.take(value) else self.stop_count + 1
         return events
@@ -167,9 +174,28 @@ class LearningRates:
             other.exhausted &= other.group != rule.group  # at an lr that the group has just left
         return True
 
+    def _balance(self, metrics: dict[str, float], epoch: int, step: int) -> list[LrEvent]:
+        """Nothing is compared while a group of either branch is frozen or warming up: what was decided stays."""
+        if not self.balance or any(self._held(name, epoch, step) for name in self.balance.groups):
+            return []
+        before = {name: self.lr(name, step, epoch) for name in self.balance.groups}
+        changed, utilisation = self.balance.after_validation(metrics)
+        return [
+            LrEvent(
+                group=name,
+                lr_before=before[name],
+                lr_after=self.lr(name, step, epoch),
+                cause=self.balance.config.rule,
+                reason=reason,
+                utilisation=utilisation,
+            )
+            for name, reason in changed.items()
+        ]
+
     def not_a_number(self, metrics: dict[str, float]) -> list[str]:
         """The watched metrics that are NaN: they are neither better nor worse, and change nothing."""
         watched = dict.fromkeys(monitor for rule in self.rules for monitor in rule.monitors)
+        watched |= dict.fromkeys(self.balance.MONITORS if self.balance else ())
         return [monitor for monitor in watched if math.isnan(metrics[monitor])]
 
     def start_epoch(self, *, epoch: int, step: int) -> list[LrEvent]:
@@ -208,15 +234,17 @@ class LearningRates:
             for name, value in rule.curves().items():
                 if value is not None:
                     curves.setdefault(name, {})[label] = value
-        return curves
+        return curves | (self.balance.curves() if self.balance else {})
 
-    def plans(self) -> list[tuple[str, str, str]]:
-        """(group, schedule, reductions) in words, one row a group."""
+    def plans(self) -> list[dict[str, str]]:
+        """{"group", "schedule", "reductions", and with such a rule "balance"} in words, one row a group."""
         rows = []
         for name in self.groups:
             schedule = self.config.schedules.get(name)
             rules = [rule.describe() for rule in self.rules if rule.group == name]
-            rows.append((name, schedule.name if schedule else "constant", "; ".join(rules) or "none"))
+            row = {"group": name, "schedule": schedule.name if schedule else "constant"}
+            row["reductions"] = "; ".join(rules) or "none"
+            rows.append(row | ({"balance": self.balance.describe(name)} if self.balance else {}))
         return rows
 
     def stop_plan(self) -> str:
@@ -236,6 +264,7 @@ class LearningRates:
             "unfrozen_at": dict(self.unfrozen_at),
             "rules": [rule.state_dict() for rule in self.rules],
             "stop": {**stop, "count": self.stop_count},
+            "balance": self.balance.state_dict() if self.balance else {},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> list[str]:
@@ -260,6 +289,10 @@ class LearningRates:
                 self.stop.best, self.stop_count = saved["best"], saved["count"]
             elif "monitor" in saved:
                 afresh.append(f"best and count of stop (monitor: {saved['monitor']} -> {monitor})")
+        if self.balance:
+            saved = state.get("balance")  # a checkpoint of earlier versions has none
+            none = f"{KEY} (the checkpoint has no {self.balance.config.rule})"
+            afresh += self.balance.load_state_dict(saved) if saved else [none]
         return afresh
 
     def _load_rules(self, saved: list[dict[str, Any]]) -> list[str]:

@@ -3,21 +3,27 @@
 from typing import Any
 
 from app.evaluation.metrics import is_metric
+from app.learning_rates.balance import BalanceRule
 from app.learning_rates.learning_rates import LearningRates, LearningRatesConfig
 from app.param_groups.groups import GroupConfig
 
 
 def replay(
-    groups: dict[str, GroupConfig], config: LearningRatesConfig, validations: list[dict[str, Any]], *, epochs: int
+    groups: dict[str, GroupConfig],
+    config: LearningRatesConfig,
+    validations: list[dict[str, Any]],
+    *,
+    epochs: int,
+    balance: BalanceRule | None = None,
 ) -> str:
     """The lr path that the config's rules would have taken on recorded validations, as a table with the events.
 
     Args:
         validations: records of metrics.jsonl: "epoch", "step" and metrics.
         epochs: of the whole run.
+        balance: the balance rule of the config.
 
-    Raises ValueError where the rules watch
-    a metric that was not recorded.
+    Raises ValueError where the rules watch a metric that was not recorded.
     """
     metrics = [{f"val/{name}": value for name, value in record.items()} for record in validations]
     monitors = [f"val/{name}" for name in validations[0] if is_metric(name)]
@@ -29,6 +35,7 @@ def replay(
         monitors=monitors,
         steps_per_epoch=max(1, first["step"] // first["epoch"]),
         epochs=epochs,
+        balance=balance,
     )
     lines = ["epoch  " + "  ".join(f"{name:>16s}" for name in rates.groups) + "   (lr after that epoch's validation)"]
     rates.start_epoch(epoch=0, step=0)

@@ -31,7 +31,7 @@ class TensorBoard:
             self.writer = SummaryWriter(str(folder), purge_step=purge_step)
         charts = {
             statistic: ["Multiline", [f"{statistic}/{name}" for name in group_names]]
-            for statistic in ("lr", *STATISTICS, *MOMENTS, "reduction", *HYPERPARAMETERS[1:])
+            for statistic in ("lr", *STATISTICS, *MOMENTS, "reduction", "balance", *HYPERPARAMETERS[1:])
         }
         validation = {
             metric: ["Multiline", [f"val/{metric}", *(f"val/{branch}/{metric}" for branch in branches)]]

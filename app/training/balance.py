@@ -3,6 +3,7 @@
 import torch
 from pydantic import Field, model_validator
 
+from app.learning_rates.balance import BalanceRule
 from app.randomness import Draws
 from app.section import Section
 
@@ -41,6 +42,9 @@ class BalanceConfig(Section):
     )
     modality_dropout: ModalityDropoutConfig = Field(
         ModalityDropoutConfig(), description="by branch: how often its input is taken from a training sample"
+    )
+    learning_rates: BalanceRule | None = Field(
+        None, discriminator="rule", description="a factor on the lr of a branch that dominates; null: none"
     )
     watch: bool = Field(
         True,

@@ -107,6 +107,28 @@ def test_settings_that_contradict_each_other_are_refused(tree, section, change, 
 
 
 @pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("run", {"epochs": 10}, None),
+        ("image_branch", {"params": ["image_branch.*", "fusion_head.*"]}, "but image_branch has none of its own; give"),
+        ("temporal_branch", {"freeze_until": 10}, "group 'temporal_branch' is frozen for the whole run"),
+        ("model", {"temporal_branch": None}, "there is no model.temporal_branch; give the model both branches, or"),
+    ],
+)
+def test_a_balance_rule_needs_two_branches_whose_groups_train(tree, section, change, message):
+    tree["balance"] = {"learning_rates": {"rule": "miles"}}
+    tree["learning_rates"]["reductions"] = []
+    groups = tree["optimizer"]["groups"]
+    (groups[section] if section in groups else tree[section]).update(change)
+    if message is None:
+        assert parse_config(tree)[0].balance.learning_rates.factor == 0.5
+        return
+    with pytest.raises(ValueError, match="^balance.learning_rates: ") as error:
+        parse_config(tree)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     "reductions", [[FLOOR], [FLOOR | {"patience": 8}], [FLOOR, THRESHOLD | {"groups": GROUPS}], [FLOOR, PLATEAU_LATE]]
 )
 def test_what_can_be_exhausted_is_accepted(tree, reductions):
@@ -115,18 +137,19 @@ def test_what_can_be_exhausted_is_accepted(tree, reductions):
 
 
 @pytest.mark.parametrize(
-    ("key", "change"),
+    ("section", "key", "change"),
     [
-        ("schedules", {"image_branch": {"name": "cosine"}}),
-        ("reductions", [PLATEAU]),
+        ("learning_rates", "schedules", {"image_branch": {"name": "cosine"}}),
+        ("learning_rates", "reductions", [PLATEAU]),
+        ("balance", "learning_rates", {"rule": "miles"}),
     ],
 )
-def test_an_optimizer_that_ignores_lr_takes_constant_lrs_only(tree, key, change):
+def test_an_optimizer_that_ignores_lr_takes_constant_lrs_only(tree, section, key, change):
     tree["optimizer"]["name"] = "Rprop"
     tree["learning_rates"] = {"warmup_steps": 0, "reductions": []}
     assert parse_config(tree)[0].optimizer.name == "Rprop"
-    tree["learning_rates"][key] = change
-    with pytest.raises(ValueError, match=f"learning_rates.{key}: Rprop does not follow a changed lr"):
+    tree[section][key] = change
+    with pytest.raises(ValueError, match=f"{section}.{key}: Rprop does not follow a changed lr"):
         parse_config(tree)
 
 

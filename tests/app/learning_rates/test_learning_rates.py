@@ -286,7 +286,7 @@ def test_the_direction_belongs_to_the_monitor():
     falling = [[epoch for epoch, _ in feed(make(rule), [0.4, 0.3, 0.2, 0.1])] for rule in rules]
     assert rising == [[3], [3], [], []]
     assert falling == [[], [], [3], [3]]
-    plans = [make(rule).plans()[0][2] for rule in rules]
+    plans = [make(rule).plans()[0]["reductions"] for rule in rules]
     assert plans[0] == "x0.1 when val/loss has not fallen for 2 validations, down to 0"
     assert plans[2] == "x0.1 when val/accuracy has not risen for 2 validations, down to 0"
 

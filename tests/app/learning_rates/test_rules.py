@@ -91,7 +91,7 @@ def approximately(*events):
 
 def test_an_added_rule_acts_is_described_and_shown():
     rates = make(at_counts(["image_branch", "fusion_head"], 2, 4, start_epoch=2), raising(["image_branch"]))
-    plans = {group: plan for group, _, plan in rates.plans()}
+    plans = {plan["group"]: plan["reductions"] for plan in rates.plans()}
     assert plans["fusion_head"] == "x0.1 when validation 2, 4 is counted from epoch 2, down to 0"
     assert plans["image_branch"].endswith("; /0.1 when val/loss > val/image_branch/loss, up to the base lr")
     events = feed(rates, [1.0, 1.0, 1.0, 1.0, 1.0])
