@@ -26,7 +26,7 @@ class UnimodalHeadsConfig(Section):
 class ModelConfig(Section):
     image_branch: ImageBranchConfig | None = Field(description="null: a model that reads sequences only")
     temporal_branch: TemporalBranchConfig | None = Field(description="an LSTM; null: a model that reads images only")
-    fusion_head: FusionHeadConfig = Field(description="joined embeddings -> hidden layer -> logits")
+    fusion_head: FusionHeadConfig = Field(description="what joins the branches -> logits")
     unimodal_heads: UnimodalHeadsConfig = Field(description="a linear classifier on each branch's embedding")
 
     @model_validator(mode="after")
@@ -90,15 +90,16 @@ class FusionClassifier(nn.Module):
             name: part if rows[name] is None else self.fusion_head.fill_in(name, part, rows[name], len(present))
             for name, part in parts.items()
         }
-        logits = self.fusion_head(encoded, present[:, list(columns.values())].to(image.device, non_blocking=True))
-        embeddings = {name: branch.pooled for name, branch in encoded.items()}
         unimodal_logits = {}
         for name, head in self.unimodal_heads.items():
             if parts[name] is None:
-                unimodal_logits[name] = torch.zeros_like(logits)
+                unimodal_logits[name] = torch.zeros_like(head(encoded[name].pooled))
                 continue
             own = head(_scale_gradient(parts[name].pooled, self.loss_weight))
             unimodal_logits[name] = own if rows[name] is None else spread(own, rows[name], len(present))
+        there = present[:, list(columns.values())].to(image.device, non_blocking=True)
+        logits = self.fusion_head(encoded, there, unimodal_logits)
+        embeddings = {name: branch.pooled for name, branch in encoded.items()}
         return Output(logits, embeddings, unimodal_logits)
 
     def _encode(self, name: str, inputs: tuple[torch.Tensor, ...], rows: torch.Tensor | None) -> Encoded | None:
@@ -161,7 +162,8 @@ def build_fusion_classifier(
     Returns the model and the image branch's weights. Raises ValueError or FileNotFoundError for an unknown
     fusion method or architecture, an image_size it cannot read, or weights that cannot be had.
     """
-    method, settings = fusion_head["method"], {name: v for name, v in fusion_head.items() if name != "method"}
+    method = fusion_head["method"]
+    settings = {name: v for name, v in fusion_head.items() if name != "method" and v is not None}
     if method not in FUSIONS:
         raise ValueError(f"model.fusion_head.method: unknown method '{method}'; {nearest(method, list(FUSIONS))}")
     dims, network, temporal = {}, None, None
@@ -175,6 +177,11 @@ def build_fusion_classifier(
         # channels_last weights make convolutions run in that layout: 1.6x faster on a CPU, faster on a GPU too.
         network.to(memory_format=torch.channels_last)
         dims["image_branch"] = measure_dims(network, image_size, architecture)
+        if FUSIONS[method].reads_tokens and dims["image_branch"].tokens is None:
+            raise ValueError(
+                f"model.image_branch.architecture: {architecture} gives no tokens, which model.fusion_head.method="
+                f"{method} reads; choose another architecture or method"
+            )
     if temporal_branch is not None:
         temporal = TemporalBranch(num_features, **temporal_branch)
         dims["temporal_branch"] = temporal.dims
