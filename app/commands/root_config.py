@@ -12,7 +12,7 @@ from app.learning_rates.exhaustion import never_exhausted
 from app.learning_rates.learning_rates import LearningRatesConfig
 from app.learning_rates.rules import ReductionConfig
 from app.messages import Findings, nearest
-from app.param_groups.groups import GroupConfig
+from app.param_groups.groups import GroupConfig, patterns_of
 from app.param_groups.optimizer import OptimizerConfig
 from app.records.checkpoint import CheckpointConfig
 from app.records.run_config import RunConfig
@@ -20,6 +20,7 @@ from app.section import Section
 from app.training.group_stats import StatisticsConfig
 from app.training.objective import LossConfig
 from data.source import Data
+from models.fusion import FUSIONS
 from models.fusion_classifier import ModelConfig
 
 
@@ -81,6 +82,7 @@ def _contradictions(config: Config) -> Iterator[str]:
     if config.learning_rates.stop_when_exhausted:
         yield from never_exhausted(groups, config.learning_rates, epochs=epochs)
     yield from _ignored_lr(config)
+    yield from _fusion_without_parameters(config)
 
 
 def _wrong_group(key: str, name: str, groups: dict[str, GroupConfig], epochs: int) -> Iterator[str]:
@@ -105,6 +107,27 @@ def _wrong_reduction(
         yield from _wrong_group(f"{key}.groups", name, groups, epochs)
         if name in groups and reduction.min_lr >= (lr := groups[name].lr):
             yield f"{key}.min_lr: found {reduction.min_lr}, must be below optimizer.groups.{name}.lr ({lr})"
+
+
+def _fusion_without_parameters(config: Config) -> Iterator[str]:
+    """Where a group asks for parameters of a fusion method that has none."""
+    method, rates = config.model.fusion_head.method, config.learning_rates
+    if method not in FUSIONS or FUSIONS[method].has_parameters:
+        return
+    why = f"model.fusion_head.method={method} has no parameters"
+    for name, group in config.optimizer.groups.items():
+        for pattern in patterns_of(name, group):
+            if not pattern.startswith("fusion_head."):
+                continue
+            if group.params is not None:
+                yield f"optimizer.groups.{name}.params: {why} that '{pattern}' could match; take the pattern out"
+                continue
+            keys = [
+                f"learning_rates.reductions[{i}].groups" for i, r in enumerate(rates.reductions) if name in r.groups
+            ]
+            keys += [f"learning_rates.schedules.{name}"] if name in rates.schedules else []
+            named = f", and out where it is named: {', '.join(keys)}" if keys else ""
+            yield f"optimizer.groups.{name}: {why}; take the group out{named}"
 
 
 # Rprop reads lr at its first step only: from then on each weight has a step size of its own.
