@@ -28,7 +28,7 @@ class ModelConfig(Section):
 
     image_branch: ImageBranchConfig | None = Field(description="null: a model that reads sequences only")
     temporal_branch: TemporalBranchConfig | None = Field(description="an LSTM; null: a model that reads images only")
-    fusion_head: FusionHeadConfig = Field(description="joined embeddings -> hidden layer -> logits")
+    fusion_head: FusionHeadConfig = Field(description="what joins the branches -> logits")
 
     @model_validator(mode="after")
     def _has_a_branch(self) -> "ModelConfig":
@@ -104,7 +104,8 @@ class FusionClassifier(nn.Module):
             encoded[name] = part if rows is None else self.fusion_head.fill_in(name, part, rows, len(present))
             columns.append(column)
         before_part("fusion_head")
-        logits = self.fusion_head(encoded, present[:, columns].to(image.device, non_blocking=True))
+        there = present[:, columns].to(image.device, non_blocking=True)
+        logits = self.fusion_head(encoded, there, unimodal_logits)
         return Output(logits, {name: branch.pooled for name, branch in encoded.items()}, unimodal_logits)
 
     def own_logits(
@@ -210,7 +211,8 @@ def build_fusion_classifier(
     Returns the model and the image branch's weights. Raises ValueError or FileNotFoundError for an unknown
     fusion method or architecture, an image_size it cannot read, or weights that cannot be had.
     """
-    method, settings = fusion_head["method"], {name: v for name, v in fusion_head.items() if name != "method"}
+    method = fusion_head["method"]
+    settings = {name: v for name, v in fusion_head.items() if name != "method" and v is not None}
     if method not in FUSIONS:
         raise ValueError(f"model.fusion_head.method: unknown method '{method}'; {nearest(method, list(FUSIONS))}")
     dims, network, temporal = {}, None, None
@@ -229,6 +231,11 @@ def build_fusion_classifier(
         # channels_last weights make convolutions run in that layout: 1.6x faster on a CPU, faster on a GPU too.
         network.to(memory_format=torch.channels_last)
         dims["image_branch"] = measure_dims(network, image_size, architecture)
+        if FUSIONS[method].reads_tokens and dims["image_branch"].tokens is None:
+            raise ValueError(
+                f"model.image_branch.architecture: {architecture} gives no tokens, which model.fusion_head.method="
+                f"{method} reads; choose another architecture or method"
+            )
     if temporal_branch is not None:
         start("temporal_branch")
         temporal = TemporalBranch(num_features, **temporal_branch)

@@ -13,7 +13,7 @@ from app.learning_rates.exhaustion import never_exhausted
 from app.learning_rates.learning_rates import LearningRatesConfig
 from app.learning_rates.rules import ReductionConfig
 from app.messages import Findings, nearest
-from app.param_groups.groups import GroupConfig
+from app.param_groups.groups import GroupConfig, patterns_of
 from app.param_groups.optimizer import OptimizerConfig
 from app.records.checkpoint import CheckpointConfig
 from app.records.run_config import RunConfig
@@ -22,6 +22,7 @@ from app.training.balance import BalanceConfig
 from app.training.group_stats import StatisticsConfig
 from app.training.objective import BRANCHES, LossConfig
 from data.source import Data
+from models.fusion import FUSIONS
 from models.fusion_classifier import ModelConfig
 
 
@@ -87,12 +88,7 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield from never_exhausted(groups, config.learning_rates, epochs=epochs)
     yield from _wrong_balance(config)
     yield from _ignored_lr(config)
-    for branch, share in config.balance.modality_dropout:
-        if share and not (config.model.image_branch and config.model.temporal_branch):
-            yield (
-                f"balance.modality_dropout.{branch}: found {share:g}, but the model has one branch, and no sample "
-                "loses its only input; set 0, or give the model both branches"
-            )
+    yield from _fusion_without_parameters(config)
 
 
 def _wrong_group(key: str, name: str, groups: dict[str, GroupConfig], epochs: int) -> Iterator[str]:
@@ -120,17 +116,51 @@ def _wrong_reduction(
 
 
 def _wrong_balance(config: Config) -> Iterator[str]:
-    """Where the balance rule has no two branches to compare, or no groups that it can slow."""
+    """Where there are no two branches to balance, or no groups whose lr could do it."""
     rule, groups = config.balance.learning_rates, config.optimizer.groups
+    missing = [f"model.{branch}" for branch in BRANCHES if not getattr(config.model, branch)]
+    for branch, share in config.balance.modality_dropout:
+        if share and missing:
+            yield (
+                f"balance.modality_dropout.{branch}: found {share:g}, but the model has one branch, and no sample "
+                "loses its only input; set 0, or give the model both branches"
+            )
     if rule is None:
         return
-    if missing := [f"model.{branch}" for branch in BRANCHES if not getattr(config.model, branch)]:
+    if missing:
         yield needs_both_branches(rule.rule, missing)
         return
     yield from branches_without_groups(rule.rule, groups)
     for names in groups_of_branches(groups).values():
         for name in names:
             yield from _wrong_group(KEY, name, groups, config.run.epochs)
+
+
+def _fusion_without_parameters(config: Config) -> Iterator[str]:
+    """Where a group asks for parameters of a fusion method that has none."""
+    method, rates = config.model.fusion_head.method, config.learning_rates
+    if method not in FUSIONS or FUSIONS[method].has_parameters:
+        return
+    for branch, gates in config.balance.gradients:
+        if getattr(config.model, branch) and not gates.own:
+            yield (
+                f"balance.gradients.{branch}.own: found 0, but with model.fusion_head.method={method} a branch learns "
+                "from its own head alone; raise it above 0"
+            )
+    why = f"model.fusion_head.method={method} has no parameters"
+    for name, group in config.optimizer.groups.items():
+        for pattern in patterns_of(name, group):
+            if not pattern.startswith("fusion_head."):
+                continue
+            if group.params is not None:
+                yield f"optimizer.groups.{name}.params: {why} that '{pattern}' could match; take the pattern out"
+                continue
+            keys = [
+                f"learning_rates.reductions[{i}].groups" for i, r in enumerate(rates.reductions) if name in r.groups
+            ]
+            keys += [f"learning_rates.schedules.{name}"] if name in rates.schedules else []
+            named = f", and out where it is named: {', '.join(keys)}" if keys else ""
+            yield f"optimizer.groups.{name}: {why}; take the group out{named}"
 
 
 # Rprop reads lr at its first step only: from then on each weight has a step size of its own.

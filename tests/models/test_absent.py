@@ -25,7 +25,7 @@ class Linear(Fusion):
         super().__init__(dims)
         self.layer = nn.Linear(sum(branch.pooled for branch in dims.values()), num_classes)
 
-    def forward(self, encoded, present):
+    def forward(self, encoded, present, unimodal_logits):
         return self.layer(torch.cat([branch.pooled for branch in encoded.values()], dim=1))
 
 
@@ -35,9 +35,9 @@ HALF = dict.fromkeys(("image_branch", "temporal_branch"), Gates(1.0, 0.5))
 class Watching(AttentionPooling):
     """Reads tokens, and keeps what it was given."""
 
-    def forward(self, encoded, present):
+    def forward(self, encoded, present, unimodal_logits):
         self.encoded, self.present = encoded, present
-        return super().forward(encoded, present)
+        return super().forward(encoded, present, unimodal_logits)
 
 
 @pytest.fixture(params=[False, True], ids=["one direction", "bidirectional"])

@@ -25,7 +25,7 @@ class AttentionPooling(Fusion):
         self.scores = nn.ModuleDict({name: nn.Linear(branch.tokens, 1, bias=False) for name, branch in dims.items()})
         self.layers = nn.Linear(sum(branch.tokens for branch in dims.values()), num_classes)
 
-    def forward(self, encoded, present):
+    def forward(self, encoded, present, unimodal_logits):
         for branch, there in zip(encoded.values(), present.T, strict=True):
             assert torch.equal(branch.mask.any(1), there)
         means = []
@@ -111,7 +111,7 @@ def test_branches_make_tokens_only_for_a_method_that_reads_them(model, inputs, m
 
 
 class Silent(Fusion):
-    def forward(self, encoded, present):
+    def forward(self, encoded, present, unimodal_logits):
         assert all(branch.tokens is None and branch.mask is None for branch in encoded.values())
         return encoded["temporal_branch"].pooled
 

@@ -103,7 +103,7 @@ def test_tokens_are_gated_as_the_pooled_embedding_is():
     class Sum(Concat):
         reads_tokens = True
 
-        def forward(self, encoded, present):
+        def forward(self, encoded, present, unimodal_logits):
             return encoded["temporal_branch"].tokens.sum((1, 2))[:, None].expand(-1, 3)
 
     gradients = {}

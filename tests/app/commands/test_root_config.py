@@ -85,6 +85,11 @@ def without(entry, key):
             {"stop": {"monitor": "val/loss", "patience": 1, "mode": "max"}},
             "stop.mode: is not a key any",
         ),
+        (
+            "model",
+            {"fusion_head": {"method": "sum", "hidden_size": 4, "dropout": 0.0, "rank": 2}},
+            "model.fusion_head.rank: belongs to method: bilinear, not to method: sum; take it out",
+        ),
         ("data", {"name": "digits"}, "data.name: is called data.source now; rename the key"),
         ("image_branch", {"eps": "small"}, "eps: found 'small', expected a number >= 0, or for Adafactor two"),
         ("image_branch", {"eps": -1.0}, "eps: found -1.0"),
@@ -151,6 +156,27 @@ def test_an_optimizer_that_ignores_lr_takes_constant_lrs_only(tree, section, key
     tree[section][key] = change
     with pytest.raises(ValueError, match=f"{section}.{key}: Rprop does not follow a changed lr"):
         parse_config(tree)
+
+
+def test_a_fusion_method_without_parameters_takes_no_group(tree):
+    tree["model"]["fusion_head"]["method"] = "late"
+    groups, rates = tree["optimizer"]["groups"], tree["learning_rates"]
+    rates["reductions"] = [PLATEAU, PLATEAU | {"groups": ["fusion_head", "unimodal_heads"]}]
+    rates["schedules"] = {"fusion_head": {"name": "cosine"}}
+    groups["heads"] = groups.pop("unimodal_heads") | {"params": ["unimodal_heads.*", "fusion_head.*"]}
+    rates["reductions"][1]["groups"] = ["fusion_head", "heads"]
+    with pytest.raises(ValueError) as error:
+        parse_config(tree)
+    assert str(error.value).splitlines() == [
+        "optimizer.groups.fusion_head: model.fusion_head.method=late has no parameters; take the group out, and out "
+        "where it is named: learning_rates.reductions[1].groups, learning_rates.schedules.fusion_head",
+        "optimizer.groups.heads.params: model.fusion_head.method=late has no parameters that 'fusion_head.*' could "
+        "match; take the pattern out",
+    ]
+    del groups["fusion_head"], rates["schedules"]["fusion_head"]
+    groups["heads"]["params"] = ["unimodal_heads.*"]
+    rates["reductions"][1]["groups"] = ["heads"]
+    assert list(parse_config(tree)[0].optimizer.groups) == ["image_branch", "temporal_branch", "heads"]
 
 
 def test_all_contradictions_are_told_at_once(tree):
