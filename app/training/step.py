@@ -92,7 +92,9 @@ class TrainStep:
             output = self._run(batch, step)
             values = losses(output, batch, self.objective)
         self.optimizer.zero_grad(set_to_none=True)
-        total(values).backward()
+        objective = total(values)
+        if objective.requires_grad:  # not where no part that trains has an input in this batch
+            objective.backward()
         self.gradients.clip_and_flag(step)
 
         reads = (step + 1) % self.read_every == 0

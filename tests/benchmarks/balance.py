@@ -90,13 +90,7 @@ APART: dict[str, Trials] = {
 
 
 def submit_trials(submit: Callable[..., Future], folder: Path, rows: dict[str, Trials]) -> dict[str, list[Future]]:
-    return {
-        row: [
-            submit(train, folder, f"{slug(row)}_trial{i}", Training(values, overrides))
-            for i, (values, overrides) in enumerate(trials)
-        ]
-        for row, trials in rows.items()
-    }
+    return {row: [submit(train, folder, Training(*trial)) for trial in trials] for row, trials in rows.items()}
 
 
 def submit_seeds(
@@ -108,20 +102,14 @@ def submit_seeds(
         losses = [min(job.result()["loss"]) for job in of_row]
         best = losses.index(min(losses))
         print(f"{row}: trial {best} of val/loss {', '.join(f'{loss:.4f}' for loss in losses)}", flush=True)
-        values, overrides = rows[row][best]
-        name = f"{slug(row)}_of_trial{best}"
-        jobs[row] = [submit(train, folder, f"{name}_seed{s}", Training(values, overrides, s)) for s in SEEDS]
+        jobs[row] = [submit(train, folder, Training(*rows[row][best], seed)) for seed in SEEDS]
     return jobs
-
-
-def slug(row: str) -> str:
-    return row.replace(", ", "_").replace(" ", "_")
 
 
 def submit_fusion(submit: Callable[..., Future], folder: Path, method: str) -> list[Future]:
     values = without("fusion_head", groups()) if method == "late" else groups()
-    overrides = (*MULTI_LOSS, f"model.fusion_head.method={method}")
-    return [submit(train, folder, f"fusion_{method}_seed{s}", Training(values, overrides, s)) for s in FUSION_SEEDS]
+    overrides = (*MULTI_LOSS, f"model.fusion_head.method={method}") if method != "concat" else MULTI_LOSS
+    return [submit(train, folder, Training(values, overrides, seed)) for seed in FUSION_SEEDS]
 
 
 def table_of(title: str, records: dict[str, list[dict]]) -> str:

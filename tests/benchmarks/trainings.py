@@ -1,8 +1,9 @@
-"""Trainings that benchmarks compare: each is done once, its figures kept in a JSON file, so a benchmark can be stopped
-and started again. Each runs on one CPU thread."""
+"""Trainings that benchmarks compare: each is done once, its figures kept in a JSON file that is named by its settings.
+So a benchmark can be stopped and started again, and shares a folder with others. Each runs on one CPU thread."""
 
 import argparse
 import contextlib
+import hashlib
 import json
 import multiprocessing
 import os
@@ -32,6 +33,10 @@ class Training:
     overrides: tuple[str, ...] = ()
     seed: int = 0
 
+    @property
+    def name(self) -> str:
+        return hashlib.sha256(json.dumps(self.arguments()).encode()).hexdigest()[:16]
+
     def arguments(self) -> list[str]:
         schedules = dict.fromkeys(self.groups, {"name": "cosine"})
         settings = {"run.epochs": EPOCHS, "run.seed": self.seed, "run.device": "cpu", "learning_rates.reductions": []}
@@ -54,9 +59,10 @@ def pool(jobs: int) -> Iterator[Callable[..., Future]]:
         yield executor.submit
 
 
-def train(folder: Path, name: str, training: Training) -> dict:
-    """{"loss", "accuracy": of the fusion in each validation, "test": see test_of, "cpu": seconds of the training,
+def train(folder: Path, training: Training) -> dict:
+    """{"arguments", "loss", "accuracy": of the fusion in each validation, "test": see test_of, "cpu": seconds,
     "checkpoint": best.pt (lowest val/loss)}. A training that diverges has the loss infinity."""
+    name = training.name
     done = folder / f"{name}.json"
     if not done.exists():
         from train import main  # here, in a process of its own: it is slow to import
@@ -79,7 +85,7 @@ def train(folder: Path, name: str, training: Training) -> dict:
         else:
             raise RuntimeError(f"{name} failed: {text.strip().splitlines()[-1]}")
         temporary = done.with_suffix(".tmp")
-        temporary.write_text(json.dumps(record))
+        temporary.write_text(json.dumps({"arguments": training.arguments(), **record}))
         temporary.replace(done)
     return json.loads(done.read_text())
 

@@ -34,7 +34,8 @@ def test_the_copy_learns_as_a_branch_apart_and_the_run_as_if_there_were_none(
     config = with_groups(changes, name=name)
     alone, apart = copy.deepcopy(small_model), copy.deepcopy(small_model)
     for model in (small_model, alone, apart):
-        step = train_step_of(model, config, learning_rates_of)
+        # In the warm-up, the lr is another at each step.
+        step = train_step_of(model, config, lambda groups: learning_rates_of(groups, warmup_steps=20))
         watch = watching(model, step.optimizer)
         run_epoch(step, watch, small_batch, 0)
         if model is small_model:

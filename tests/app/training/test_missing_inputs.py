@@ -13,9 +13,10 @@ from app.param_groups.optimizer import known_optimizers
 from app.training import objective
 from app.training.state import OptimizerState, Position, raise_if_not_finite
 from data.loaders import to_device
+from models.fusion import Late
 from models.fusion_classifier import Gates, Output
 from tests.app.training.test_step import train_step_of
-from tests.conftest import one_group
+from tests.conftest import one_group, replace
 
 BRANCHES = ("image_branch", "temporal_branch")
 WITH_MEMORY = {"SGD": {"options": {"momentum": 0.9, "nesterov": True}}, "RMSprop": {"options": {"momentum": 0.9}}}
@@ -168,3 +169,18 @@ def test_a_step_never_asks_the_device_for_a_value(small_model, small_batch, rows
     gets_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert ("image_branch.0.weight" in gets_gradient) == (rows != slice(None))
     assert ("fusion_head.absent.image_branch" in gets_gradient) == (rows != [])
+
+
+def test_a_batch_without_an_input_for_any_part_that_trains_changes_nothing(
+    small_model, small_batch, learning_rates_of, with_groups
+):
+    small_model.fusion_head = Late(small_model.fusion_head.dims, 3)
+    small_model.gates = dict.fromkeys(BRANCHES, Gates(0.0, 1.0))
+    config = with_groups({})
+    config = replace(config, groups={name: g for name, g in config.groups.items() if name != "fusion_head"})
+    step = train_step_of(small_model, config, learning_rates_of)
+    step.start_epoch(0)
+    step(small_batch, 0)
+    before = values(small_model)
+    reading = step(lacking(small_batch, image=slice(None), sequence=slice(None)), 1)
+    assert changed(before, values(small_model)) == set() and math.isfinite(reading.loss)
