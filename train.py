@@ -95,12 +95,12 @@ def train(run: Run) -> None:
     if position.epoch >= config.run.epochs:
         print(f"nothing left to train: {position.epoch} epochs are finished, run.epochs is {config.run.epochs}")
     for epoch in range(position.epoch, config.run.epochs):
+        # Counted to the first step that it acts on, which a resumed run repeats.
+        events = rates.start_epoch(epoch=epoch, step=position.step)
         if reason := rates.should_stop():
             print(f"stopping after epoch {epoch}: {reason}")
             break
-        # Counted to the first step that it acts on, which a resumed run repeats.
-        unfrozen = rates.start_epoch(epoch=epoch, step=position.step)
-        run_log.lr_events({"step": position.step + 1, "epoch": epoch + 1}, unfrozen)
+        run_log.lr_events({"step": position.step + 1, "epoch": epoch + 1}, events)
         train_loss = train_one_epoch(run, run_log, starvation)
 
         # The order is the logic: validate, reduce, log, save the best, restore and validate again, save the last.

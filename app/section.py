@@ -42,7 +42,8 @@ def check_section(kind: type[Root], plain: dict, written: dict, prefix: str, fin
     try:
         config = kind.model_validate(plain)
     except ValidationError as error:
-        places = [_locate(kind, found, plain, written, prefix) for found in error.errors(include_url=False)]
+        located = (_locate(kind, found, plain, written, prefix) for found in error.errors(include_url=False))
+        places = [place for place in located if place is not None]
     lines = list(findings.values())
     meant = {join_key(place.parent, place.nearest()) for place in places if place.error["type"] == "extra_forbidden"}
     for place in places:
@@ -75,7 +76,10 @@ def describe(hint: Any) -> str:
             text = f"a list, each item {describe(item)}"
     else:
         text = names.get(kind, "a mapping")
-    return " ".join([text, _spell(bounds)]).strip() + (", or null" if _takes_null(hint) else "")
+    text = " ".join([text, _spell(bounds)]).strip()
+    if is_mixed(hint):
+        text += f", or a mapping with the keys {names_of(*sections_of(hint))}"
+    return text + (", or null" if _takes_null(hint) else "")
 
 
 def kinds_of(hint: Any) -> list[Any]:
@@ -97,6 +101,11 @@ def hint_of(field: FieldInfo) -> Any:
     """Its type with its limits, and with the key that tells the sections of a union apart."""
     hint = field.rebuild_annotation()
     return Annotated[hint, Field(discriminator=field.discriminator)] if field.discriminator else hint
+
+
+def is_mixed(hint: Any) -> bool:
+    """Whether a section or another kind of value may stand there, such as a number."""
+    return 0 < len(sections_of(hint)) < len(kinds_of(hint))
 
 
 def type_below(hint: Any, name: str | int) -> Any:
@@ -133,6 +142,8 @@ def _takes_null(hint: Any) -> bool:
 
 def _limits(hint: Any) -> dict[str, Any]:
     """Bounds by their sign (">=", ...), under "items" the number of items in a list where it is fixed."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return {sign: bound for member in typing.get_args(hint) for sign, bound in _limits(member).items()}
     if typing.get_origin(hint) is not Annotated:
         return {}
     given = [m for item in hint.__metadata__ for m in (item.metadata if isinstance(item, FieldInfo) else [item])]
@@ -211,7 +222,7 @@ class _Place(typing.NamedTuple):
         return f"found {kind}, expected a text; {remedy}"
 
     def _other_type(self) -> str:
-        if sections := sections_of(self.hint):
+        if (sections := sections_of(self.hint)) and not is_mixed(self.hint):
             return f"expected a mapping with the keys {names_of(*sections)}, found {self.value!r}"
         if entries := sections_of(type_below(self.hint, 0)):
             shape = "a list of" if typing.get_origin(kinds_of(self.hint)[0]) is list else "a mapping of names to"
@@ -219,7 +230,8 @@ class _Place(typing.NamedTuple):
         return f"found {self.value!r}, expected {describe(self.hint)}"
 
 
-def _locate(kind: type[Section], error: dict[str, Any], plain: dict, written: dict, prefix: str) -> _Place:
+def _locate(kind: type[Section], error: dict[str, Any], plain: dict, written: dict, prefix: str) -> _Place | None:
+    """None for what is found of a value of another kind than the one that stands there."""
     key, parent, name, hint, sections, tag_key = prefix, prefix, "", kind, [], ""
     others, value = [], plain
     for part in error["loc"]:
@@ -228,6 +240,12 @@ def _locate(kind: type[Section], error: dict[str, Any], plain: dict, written: di
             tag_key = own_tag
             (hint,) = (section for section in union if tag_of(section, tag_key) == part)
             others = [section for section in union if section is not hint]
+            continue
+        if is_mixed(hint):  # here pydantic puts what it took the value for
+            (section,) = union
+            if isinstance(value, dict) != (section.__name__ in str(part)):  # with the names of its validators
+                return None
+            hint = section if isinstance(value, dict) else hint
             continue
         sections, others = [*union, *others], []
         name, parent, key = part, key, f"{key}[{part}]" if isinstance(part, int) else join_key(key, part)

@@ -17,6 +17,7 @@ from app.learning_rates.exhaustion import never_exhausted
 from app.learning_rates.learning_rates import LearningRates
 from app.learning_rates.rules import Improvement
 from app.messages import Findings, warn
+from app.param_groups.conditions import earliest
 from app.param_groups.freezing import Freezing
 from app.param_groups.groups import Group, describe_groups
 from app.param_groups.optimizer import build_optimizer
@@ -288,7 +289,8 @@ def _raise_if_untrained(gradients: GradientsConfig, branches: list[str], groups:
         branch: [
             group.name
             for group in groups
-            if group.config.freeze_until < epochs and any(name.startswith(f"{branch}.") for name in group.parameters)
+            if earliest(group.config.freeze_until) < epochs
+            and any(name.startswith(f"{branch}.") for name in group.parameters)
         ]
         for branch in branches
     }

@@ -13,6 +13,7 @@ from app.learning_rates.exhaustion import never_exhausted
 from app.learning_rates.learning_rates import LearningRatesConfig
 from app.learning_rates.rules import ReductionConfig
 from app.messages import Findings, nearest
+from app.param_groups.conditions import earliest, latest, limit_in_words
 from app.param_groups.groups import GroupConfig, patterns_of
 from app.param_groups.optimizer import OptimizerConfig
 from app.records.checkpoint import CheckpointConfig
@@ -78,8 +79,7 @@ def _complete(config: Config, tree: dict) -> tuple[Config, dict]:
 
 def _contradictions(config: Config) -> Iterator[str]:
     groups, epochs = config.optimizer.groups, config.run.epochs
-    if groups and all(group.freeze_until for group in groups.values()):
-        yield "optimizer.groups: every group is frozen in the first epoch (freeze_until); leave one free"
+    yield from _all_frozen(groups, epochs)
     for name in config.learning_rates.schedules:
         yield from _wrong_group(f"learning_rates.schedules.{name}", name, groups, epochs)
     for i, reduction in enumerate(config.learning_rates.reductions):
@@ -91,13 +91,36 @@ def _contradictions(config: Config) -> Iterator[str]:
     yield from _fusion_without_parameters(config)
 
 
+def _all_frozen(groups: dict[str, GroupConfig], epochs: int) -> Iterator[str]:
+    """The first epoch in which no group can train, whatever the validations are."""
+    # Where it is so at all, it is so from the start, or from the epoch on in which one of them is frozen for good.
+    ends = {latest(group.freeze_from) for group in groups.values() if group.freeze_from is not None}
+    stuck = [e for e in sorted({0, *ends}) if e < epochs and not any(_may_train(g, e) for g in groups.values())]
+    if not groups or not stuck:
+        return
+    if stuck[0] == 0:
+        yield "optimizer.groups: every group is frozen in the first epoch (freeze_until); leave one free"
+    else:
+        yield (
+            f"optimizer.groups: every group is frozen in epoch {stuck[0] + 1} (freeze_from, freeze_until); leave one "
+            f"free, or lower run.epochs to {stuck[0]}"
+        )
+
+
+def _may_train(group: GroupConfig, epoch: int) -> bool:
+    """epoch: finished epochs."""
+    ended = group.freeze_from is not None and epoch >= latest(group.freeze_from)
+    return epoch >= earliest(group.freeze_until) and not ended
+
+
 def _wrong_group(key: str, name: str, groups: dict[str, GroupConfig], epochs: int) -> Iterator[str]:
     """Where something asks a group to train that does not exist, or never trains."""
     if name not in groups:
         yield f"{key}: unknown group '{name}'; {nearest(name, list(groups))}"
-    elif (frozen := groups[name].freeze_until) >= epochs:
+    elif earliest(frozen := groups[name].freeze_until) >= epochs:
         yield (
-            f"{key}: group '{name}' is frozen for the whole run (freeze_until {frozen}, run.epochs {epochs}), so its "
+            f"{key}: group '{name}' is frozen for the whole run (freeze_until {limit_in_words(frozen)}, run.epochs "
+            f"{epochs}), so its "
             "lr means nothing; lower freeze_until, or take the group out here"
         )
 

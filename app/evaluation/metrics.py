@@ -29,6 +29,24 @@ def best_of(monitor: str) -> str:
     return f"{'lowest' if direction(monitor) == 'min' else 'highest'} {monitor}"
 
 
+def is_beyond(value: float, above: float | None, below: float | None) -> bool:
+    """Above the one or below the other, whichever is given; NaN is neither."""
+    return value > above if above is not None else value < below
+
+
+def beyond_in_words(monitor: str, above: float | None, below: float | None) -> str:
+    return f"{monitor} > {above:g}" if above is not None else f"{monitor} < {below:g}"
+
+
+def never_beyond(monitor: str, above: float | None, below: float | None) -> str | None:
+    """The setting that no value of the metric can meet, as "key: why"; None without one."""
+    if above is not None and direction(monitor) == "max" and above >= 1:
+        return f"above: found {above:g}, but {monitor} is never above 1"
+    if below is not None and below <= 0:
+        return f"below: found {below:g}, but {monitor} is never below 0"
+    return None
+
+
 def check_monitor(key: str, monitor: str, known: list[str]) -> None:
     """Raises ValueError, which begins with the `key` of the config, if a validation does not report `monitor`."""
     if monitor not in known:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from app.learning_rates.learning_rates import LearningRatesConfig
 from app.learning_rates.rules import RULES, Rule
+from app.param_groups.conditions import FreezeCondition, earliest
 from app.param_groups.groups import GroupConfig
 
 
@@ -19,6 +20,8 @@ def never_exhausted(
     """
     reasons: dict[str, list[str]] = {}
     for name, group in groups.items():
+        if group.freeze_from is not None and earliest(group.freeze_from) < epochs:
+            continue  # frozen for good before the run ends, or perhaps: it needs no rule for that
         rules = [
             RULES[reduction.rule](i, name, reduction, group.lr)
             for i, reduction in enumerate(config.reductions)
@@ -51,12 +54,13 @@ def _starts(rule: Rule, group: GroupConfig, warmup_steps: int, steps_per_epoch: 
     starts = {f"start_epoch {rule.config.start_epoch}": rule.config.start_epoch}
     if steps_per_epoch is None:
         return starts
-    frozen, warmup = group.freeze_until, group.unfreeze_warmup_steps
+    frozen, warmup = earliest(group.freeze_until), group.unfreeze_warmup_steps
     each = f"at {steps_per_epoch} steps an epoch"
+    at_least = f"{frozen} at least" if isinstance(group.freeze_until, FreezeCondition) else f"{frozen}"
     return starts | {
-        f"freeze_until {frozen}": frozen + 1,
+        f"freeze_until {at_least}": frozen + 1,
         f"warmup_steps {warmup_steps} {each}": -(-warmup_steps // steps_per_epoch),
-        f"unfreeze_warmup_steps {warmup} after freeze_until {frozen}, {each}": frozen + -(-warmup // steps_per_epoch),
+        f"unfreeze_warmup_steps {warmup} after freeze_until {at_least}, {each}": frozen + -(-warmup // steps_per_epoch),
     }
 
 

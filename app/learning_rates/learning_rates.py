@@ -14,6 +14,7 @@ from app.learning_rates.balance import BALANCE_RULES, KEY, BalanceRule
 from app.learning_rates.events import LrEvent
 from app.learning_rates.matching import match_rules
 from app.learning_rates.rules import MODE_IS_GONE, RULES, Improvement, Reduction, Rule, stalled, validations
+from app.learning_rates.spans import Span
 from app.param_groups.groups import GroupConfig
 from app.section import Section
 
@@ -95,7 +96,9 @@ class LearningRates:
         self.steps_per_epoch = steps_per_epoch
         self.epochs = epochs
         self.reduction = dict.fromkeys(groups, 1.0)
+        self.spans = {name: Span(name, config) for name, config in groups.items()}
         self.frozen: set[str] = set()  # groups that are frozen in the present epoch
+        self.frozen_for_good: set[str] = set()  # those of them that have trained for the last time
         self.unfrozen_at: dict[str, int] = {}  # steps finished when the group began to train
         self.rules = [
             RULES[reduction.rule](i, name, reduction, groups[name].lr)
@@ -130,12 +133,14 @@ class LearningRates:
     def after_validation(self, metrics: dict[str, float], *, epoch: int, step: int) -> list[LrEvent]:
         """Lets each rule look at its monitors, in the order of the config, and the balance after them.
 
-        Returns one event for each changed lr. epoch: finished epochs. A group that is still frozen or warming up is
-        not judged.
+        Returns one event for each changed lr. epoch: finished epochs. A group that was frozen or is warming up is not
+        judged. What it says of freezing, start_epoch carries out.
         """
         events = []
+        for name, span in self.spans.items():
+            span.after_validation(metrics, epoch, trained=name not in self.frozen)
         for rule in self.rules:
-            if epoch < rule.config.start_epoch or self._held(rule.group, epoch, step):
+            if epoch < rule.config.start_epoch or self._held(rule.group, step):
                 rule.improved = False
                 continue
             best, lr_before = rule.best, self.lr(rule.group, step, epoch)
@@ -176,7 +181,7 @@ class LearningRates:
 
     def _balance(self, metrics: dict[str, float], epoch: int, step: int) -> list[LrEvent]:
         """Nothing is compared while a group of either branch is frozen or warming up: what was decided stays."""
-        if not self.balance or any(self._held(name, epoch, step) for name in self.balance.groups):
+        if not self.balance or any(self._held(name, step) for name in self.balance.groups):
             return []
         before = {name: self.lr(name, step, epoch) for name in self.balance.groups}
         changed, utilisation = self.balance.after_validation(metrics)
@@ -195,35 +200,56 @@ class LearningRates:
     def not_a_number(self, metrics: dict[str, float]) -> list[str]:
         """The watched metrics that are NaN: they are neither better nor worse, and change nothing."""
         watched = dict.fromkeys(monitor for rule in self.rules for monitor in rule.monitors)
+        watched |= dict.fromkeys(monitor for span in self.spans.values() for monitor in span.waiting_for())
         watched |= dict.fromkeys(self.balance.MONITORS if self.balance else ())
         return [monitor for monitor in watched if math.isnan(metrics[monitor])]
 
     def start_epoch(self, *, epoch: int, step: int) -> list[LrEvent]:
-        """Call before each epoch, with the epochs and steps finished: one event for each group that starts to train."""
+        """Call before each epoch, with the epochs and steps finished: sets `frozen` and `frozen_for_good`.
+
+        Returns one event for each group that starts to train, or that has trained for the last time.
+        """
         events = []
-        for name, config in self.groups.items():
-            if epoch < config.freeze_until:
+        self.frozen_for_good = {name for name, span in self.spans.items() if span.to.reached(epoch)}
+        for name, span in self.spans.items():
+            if span.trains(epoch):
+                if name in self.frozen:
+                    self.frozen.remove(name)
+                    self.unfrozen_at[name] = step
+                    full = self.lr(name, step + self.groups[name].unfreeze_warmup_steps, epoch)
+                    change = {"lr_before": 0.0, "lr_after": full, "cause": "unfreeze"}
+                    events.append(LrEvent(group=name, **change, **span.until.because()))
+            elif name not in self.frozen:
                 self.frozen.add(name)
-            elif name in self.frozen:
-                self.frozen.remove(name)
-                self.unfrozen_at[name] = step
-                full = self.lr(name, step + config.unfreeze_warmup_steps, epoch)
-                events.append(LrEvent(group=name, lr_before=0.0, lr_after=full, cause="unfreeze"))
+                if name in self.frozen_for_good:
+                    change = {"lr_before": self.lr(name, step, epoch), "lr_after": 0.0, "cause": "freeze"}
+                    events.append(LrEvent(group=name, **change, **span.to.because()))
         return events
 
     def should_stop(self) -> str | None:
         """Why training should end now, or None."""
+        if len(self.frozen) == len(self.groups):
+            return "every group is frozen (freeze_until, freeze_from), so nothing would train"
         if self.stop and self.stop_count > self.config.stop.patience:
             return f"{self.config.stop.monitor} {stalled(self.config.stop.monitor)} for {self.stop_count} validations"
         if self.config.stop_when_exhausted and all(map(self._is_exhausted, self.groups)):
-            return "every group is at its min_lr and stalled again"
+            return self._exhausted_in_words()
         return None
 
     def _is_exhausted(self, group: str) -> bool:
-        """Whether a rule of the group stalled at min_lr, and none that repeats could bring the lr further down."""
+        """Whether a rule of the group stalled at min_lr, and none that repeats could bring the lr further down.
+
+        So is a group that is frozen for good.
+        """
+        if group in self.frozen_for_good:
+            return True
         rules = [rule for rule in self.rules if rule.group == group]
         floors = [rule.floor for rule in rules if rule.repeats]
         return any(rule.exhausted for rule in rules) and self.reduction[group] <= min(floors)
+
+    def _exhausted_in_words(self) -> str:
+        for_good = any(config.freeze_from is not None for config in self.groups.values())
+        return "every group is at its min_lr and stalled again" + (", or frozen for good" if for_good else "")
 
     def curves(self) -> dict[str, dict[str, float]]:
         """{statistic: {group, or group.i for its i-th rule: value}}: what the rules have counted so far."""
@@ -253,7 +279,7 @@ class LearningRates:
         if stop := self.config.stop:
             reasons.append(f"{stop.monitor} {stalled(stop.monitor)} for {validations(stop.patience + 1)}")
         if self.config.stop_when_exhausted:
-            reasons.append("every group is at its min_lr and stalled again")
+            reasons.append(self._exhausted_in_words())
         return " or ".join(reasons)
 
     def state_dict(self) -> dict[str, Any]:
@@ -262,6 +288,7 @@ class LearningRates:
             "reduction": dict(self.reduction),
             "frozen": sorted(self.frozen),
             "unfrozen_at": dict(self.unfrozen_at),
+            "conditions": {name: span.state_dict() for name, span in self.spans.items()},
             "rules": [rule.state_dict() for rule in self.rules],
             "stop": {**stop, "count": self.stop_count},
             "balance": self.balance.state_dict() if self.balance else {},
@@ -280,8 +307,10 @@ class LearningRates:
         afresh = [f"the reduction of {name} (a new group)" for name in new]
         self.reduction |= {name: value for name, value in state["reduction"].items() if name in self.groups}
         self.frozen = {name for name in state["frozen"] if name in self.groups}
-        self.frozen |= {name for name in new if self.groups[name].freeze_until > 0}
+        self.frozen |= {name for name in new if self.groups[name].freeze_until != 0}
         self.unfrozen_at = {name: step for name, step in state["unfrozen_at"].items() if name in self.groups}
+        for name, saved in state.get("conditions", {}).items():  # a checkpoint of earlier versions has none
+            afresh += self.spans[name].load_state_dict(saved) if name in self.spans else []
         afresh += self._load_rules(state["rules"])
         if self.stop:
             saved, monitor = state["stop"], self.config.stop.monitor
@@ -317,9 +346,9 @@ class LearningRates:
             factor *= min(1.0, (step - self.unfrozen_at[group] + 1) / config.unfreeze_warmup_steps)
         return factor
 
-    def _held(self, group: str, epoch: int, step: int) -> bool:
+    def _held(self, group: str, step: int) -> bool:
         """Whether a validation says nothing of the group's lr: the group was frozen, or is warming up."""
-        return epoch <= self.groups[group].freeze_until or self._warmup(group, step - 1) < 1
+        return group in self.frozen or self._warmup(group, step - 1) < 1
 
     def _check_monitors(self, known: list[str]) -> None:
         watched = [(f"reductions[{rule.index}]", monitor) for rule in self.rules for monitor in rule.monitors]
@@ -327,6 +356,8 @@ class LearningRates:
             watched.append(("stop", self.stop.monitor))
         for key, monitor in watched:
             check_monitor(f"learning_rates.{key}.monitor", monitor, known)
+        for span in self.spans.values():
+            span.check(known)
         for rule in self.rules:
             if never := rule.never_met():
                 raise ValueError(f"learning_rates.reductions[{rule.index}].{never}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from app.evaluation.metrics import best_of, direction
+from app.evaluation.metrics import best_of, beyond_in_words, direction, is_beyond, never_beyond
 from app.section import Section
 
 MODE_IS_GONE = "is not a key any more: the direction belongs to the monitor (a loss falls, all others rise); remove it"
@@ -273,25 +273,18 @@ class Threshold(Rule):
         return self.config.repeat
 
     def new_factor(self, metrics: dict[str, float], factor: float) -> float:
-        value, above, below = metrics[self.config.monitor], self.config.above, self.config.below
-        beyond = value > above if above is not None else value < below
+        beyond = is_beyond(metrics[self.config.monitor], self.config.above, self.config.below)
         if not beyond or (self.fired and not self.config.repeat):
             return factor
         self.fired = True
         return factor * self.config.factor
 
     def condition(self) -> str:
-        above, below = self.config.above, self.config.below
-        limit = f"> {above:g}" if above is not None else f"< {below:g}"
-        return f"{self.config.monitor} {limit}" + (" (each time)" if self.config.repeat else "")
+        limit = beyond_in_words(self.config.monitor, self.config.above, self.config.below)
+        return limit + (" (each time)" if self.config.repeat else "")
 
     def never_met(self) -> str | None:
-        monitor, above, below = self.config.monitor, self.config.above, self.config.below
-        if above is not None and direction(monitor) == "max" and above >= 1:
-            return f"above: found {above:g}, but {monitor} is never above 1"
-        if below is not None and below <= 0:
-            return f"below: found {below:g}, but {monitor} is never below 0"
-        return None
+        return never_beyond(self.config.monitor, self.config.above, self.config.below)
 
 
 RULES: dict[str, type[Rule]] = {"plateau": Plateau, "threshold": Threshold}

@@ -1,8 +1,11 @@
-"""Groups that do not train yet: `freeze_until`, and BatchNorm that never does: `freeze_batchnorm`.
+"""Groups that do not train now: `freeze_until`, `freeze_from`; and BatchNorm that never does: `freeze_batchnorm`.
 
 `requires_grad` alone does not freeze: with an old gradient the optimizer still moves the weights, BatchNorm still
-counts, and model.train() undoes .eval(). So all three are set anew, from the epoch alone, each time training starts.
+counts, and model.train() undoes .eval(). So all three are set anew each time an epoch starts. Who is frozen is decided
+by LearningRates.
 """
+
+from collections.abc import Collection
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -22,10 +25,10 @@ class Freezing:
                 if owner:
                     self.norms[owner][name] = module
 
-    def apply(self, epoch: int) -> None:
-        """epoch: counted from 0. Frozen groups get no gradient and so cost nothing in the backward pass."""
+    def apply(self, names: Collection[str]) -> None:
+        """names: of the groups that are frozen. They get no gradient and so cost nothing in the backward pass."""
         for group in self.groups:
-            frozen = epoch < group.config.freeze_until
+            frozen = group.name in names
             for parameter in group.parameters.values():
                 parameter.requires_grad_(not frozen)
                 if frozen:

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import nn
 
 from app.messages import format_table
+from app.param_groups.conditions import LaterLimit, Limit, earliest, epochs_in_words, frozen_in_words, latest
 from app.section import Section
 
 
@@ -43,7 +44,12 @@ class GroupConfig(Section):
         le=1,
         description="lr factor from one layer to the one below, in one module whose parts come one after another",
     )
-    freeze_until: int = Field(0, ge=0, description="frozen for that many epochs")
+    freeze_until: Limit = Field(0, description="frozen for that many epochs, or until a validation meets the condition")
+    freeze_from: LaterLimit | None = Field(
+        None,
+        description="frozen for good after that many epochs of the run, or once a validation meets the condition after "
+        "an epoch in which the group trained; null: never",
+    )
     unfreeze_warmup_steps: int = Field(0, ge=0, description="steps from 0 to the full lr after unfreezing")
     freeze_batchnorm: bool = Field(False, description="BatchNorm in eval mode also while the weights train")
     clip_norm: float | None = Field(None, gt=0, description="largest gradient norm of this group alone")
@@ -56,6 +62,18 @@ class GroupConfig(Section):
         if eps is not None and not all(type(v) in (int, float) and 0 <= v < math.inf for v in given):
             raise ValueError(f"found {eps!r}, expected a number >= 0, or for Adafactor two, e.g. [null, 1.0e-3]")
         return eps
+
+    @field_validator("freeze_from")
+    @classmethod
+    def _trains_in_between(cls, freeze_from: LaterLimit | None, info: ValidationInfo) -> LaterLimit | None:
+        until = info.data.get("freeze_until", 0)
+        if freeze_from is not None and latest(freeze_from) <= earliest(until):
+            found = f"found {latest(freeze_from)}" if isinstance(freeze_from, int) else f"at_most {latest(freeze_from)}"
+            begins = f"it is frozen for {epochs_in_words(earliest(until))} at least (freeze_until)"
+            raise ValueError(
+                f"{found}, but {begins}, so the group never trains; raise freeze_from, or lower freeze_until"
+            )
+        return freeze_from
 
     @field_validator("unfreeze_warmup_steps")
     @classmethod
@@ -174,7 +192,7 @@ def group_table(groups: list[Group]) -> str:
             "parameters": " ".join(patterns_of(group.name, group.config)),
             "tensors": str(len(group.parameters)),
             "values": f"{group.num_values:,}",
-            "frozen": f"{group.config.freeze_until} epochs" if group.config.freeze_until else "no",
+            "frozen": frozen_in_words(group.config.freeze_until, group.config.freeze_from),
             "lr": _range([e["lr"] for e in group.param_groups]),
             "weight decay": _range([e["weight_decay"] for e in group.param_groups if "weight_decay" in e], last=True),
             "no decay": f"{undecayed} tensors" if undecayed else "-",

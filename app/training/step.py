@@ -73,12 +73,12 @@ class TrainStep:
         self._forget_sums()
 
     def start_epoch(self, epoch: int) -> None:
-        """epoch: finished epochs."""
+        """Call after LearningRates.start_epoch. epoch: finished epochs."""
         self.epoch, self.batches = epoch, 0
         self.epoch_loss = torch.zeros_like(self.epoch_loss)
         self._forget_sums()
         self.model.train()
-        self.freezing.apply(epoch)
+        self.freezing.apply(self.learning_rates.frozen)
         self.gradients.take_clipped_share()  # a share is of steps of one epoch
 
     def __call__(self, batch: dict[str, torch.Tensor], step: int) -> Reading | None:

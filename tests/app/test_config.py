@@ -108,6 +108,7 @@ def test_entries_of_lists_are_named_by_their_place(tree, change, message):
 
 GROUP = "optimizer.groups.image_branch"
 RULE = "learning_rates.reductions[1]"
+EPOCHS = "a whole number >= 0, or a mapping with the keys monitor, above, below, at_most"
 
 
 @pytest.mark.parametrize(
@@ -117,8 +118,8 @@ RULE = "learning_rates.reductions[1]"
         (f"{GROUP}.lr", True, f"{GROUP}.lr: found True, expected a number > 0"),
         (f"{GROUP}.no_decay", 1, f"{GROUP}.no_decay: found 1, expected true or false"),
         (f"{GROUP}.no_decay", "true", f"{GROUP}.no_decay: found 'true', expected true or false"),
-        (f"{GROUP}.freeze_until", 1.0, f"{GROUP}.freeze_until: found 1.0, expected a whole number >= 0"),
-        (f"{GROUP}.freeze_until", False, f"{GROUP}.freeze_until: found False, expected a whole number >= 0"),
+        (f"{GROUP}.freeze_until", 1.0, f"{GROUP}.freeze_until: found 1.0, expected {EPOCHS}"),
+        (f"{GROUP}.freeze_until", False, f"{GROUP}.freeze_until: found False, expected {EPOCHS}"),
         (f"{GROUP}.clip_norm", "1", f"{GROUP}.clip_norm: found '1', expected a number > 0, or null"),
         (f"{GROUP}.betas", ["0.9", 0.99], f"{GROUP}.betas[0]: found '0.9', expected a number >= 0 and < 1"),
         (f"{GROUP}.betas", [0.9], f"{GROUP}.betas: found [0.9], expected two numbers >= 0 and < 1, or null"),

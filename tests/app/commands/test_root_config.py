@@ -204,6 +204,100 @@ def test_one_group_must_train_from_the_start(tree):
         parse_config(tree)
 
 
+CONDITION = {"monitor": "val/loss", "below": 0.5, "at_most": 5}
+
+
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        ([{"freeze_until": CONDITION}] * 4, "every group is frozen in the first epoch (freeze_until); leave one free"),
+        (
+            [{"freeze_from": CONDITION}, {"freeze_from": 3}, {"freeze_until": 7}, {"freeze_from": 4}],
+            "every group is frozen in epoch 6 (freeze_from, freeze_until); leave one free, or lower run.epochs to 5",
+        ),
+        ([{"freeze_from": 9}] * 4, "every group is frozen in epoch 10 (freeze_from, freeze_until); leave one free"),
+        ([{"freeze_from": 10}] * 4, None),  # of ten
+        ([{"freeze_from": 3}, {"freeze_from": 3}, {"freeze_from": 3}, {"freeze_until": 3}], None),
+        ([{"freeze_from": 3}, {"freeze_from": 3}, {"freeze_from": 3}, {"freeze_until": 4}], "frozen in epoch 4"),
+        # It may be unfrozen in time, or not: only validations tell.
+        ([{"freeze_from": 3}, {"freeze_from": 3}, {"freeze_from": 3}, {"freeze_until": CONDITION}], None),
+    ],
+)
+def test_a_config_by_which_no_group_would_train_is_refused(tree, ends, message):
+    tree["learning_rates"]["reductions"] = []
+    for group, end in zip(tree["optimizer"]["groups"].values(), ends, strict=True):
+        group.update(end)
+    if message is None:
+        assert parse_config(tree)
+        return
+    with pytest.raises(ValueError, match="^optimizer.groups: every group is frozen") as error:
+        parse_config(tree)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+EITHER = "or a mapping with the keys monitor, above, below, at_most"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"freeze_until": CONDITION | {"above": 0.5}},
+            ".freeze_until: a condition needs exactly one of above and below",
+        ),
+        ({"freeze_until": without(CONDITION, "below")}, ".freeze_until: a condition needs exactly one of above and"),
+        ({"freeze_until": without(CONDITION, "at_most")}, ".freeze_until.at_most: missing; add it (a whole number >="),
+        ({"freeze_from": CONDITION | {"at_most": 0}}, ".freeze_from.at_most: found 0, must be >= 1"),
+        ({"freeze_from": CONDITION | {"below": "x"}}, ".freeze_from.below: found 'x', expected a number, or null"),
+        ({"freeze_from": CONDITION | {"metric": "x"}}, ".freeze_from.metric: unknown key; known here: monitor, above"),
+        ({"freeze_until": -1}, ".freeze_until: found -1, must be >= 0"),
+        ({"freeze_from": 0}, ".freeze_from: found 0, must be >= 1"),
+        ({"freeze_until": "x"}, f".freeze_until: found 'x', expected a whole number >= 0, {EITHER}"),
+        ({"freeze_from": True}, f".freeze_from: found True, expected a whole number >= 1, {EITHER}, or null"),
+        ({"freeze_until": None}, f".freeze_until: found None, expected a whole number >= 0, {EITHER}"),
+        (
+            {"freeze_until": 3, "freeze_from": 3},
+            ".freeze_from: found 3, but it is frozen for 3 epochs at least (freeze_until), so the group never trains; "
+            "raise freeze_from, or lower freeze_until",
+        ),
+        ({"freeze_until": CONDITION, "freeze_from": 1}, ".freeze_from: found 1, but it is frozen for 1 epoch at least"),
+        ({"freeze_until": 5, "freeze_from": CONDITION}, ".freeze_from: at_most 5, but it is frozen for 5 epochs at le"),
+        ({"unfreeze_warmup_steps": 3, "freeze_from": 3}, ".unfreeze_warmup_steps: the group is never frozen; add fre"),
+    ],
+)
+def test_what_is_wrong_with_a_condition_is_one_line_with_its_key(tree, change, message):
+    tree["optimizer"]["groups"]["image_branch"].update(change)
+    with pytest.raises(ValueError) as error:
+        parse_config(tree)
+    assert str(error.value).startswith(f"optimizer.groups.image_branch{message}") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"freeze_until": CONDITION, "freeze_from": 2, "unfreeze_warmup_steps": 5},
+        {"freeze_until": 4, "freeze_from": CONDITION},
+        {"freeze_until": CONDITION, "freeze_from": CONDITION},
+        {"freeze_until": "${optimizer.groups.fusion_head.freeze_until}", "freeze_from": 9},
+        {"freeze_until": CONDITION | {"at_most": "${run.epochs}"}},
+    ],
+)
+def test_conditions_that_let_a_group_train_are_accepted(tree, change):
+    tree["optimizer"]["groups"]["fusion_head"]["freeze_until"] = CONDITION
+    tree["optimizer"]["groups"]["image_branch"].update(change)
+    group = parse_config(tree)[0].optimizer.groups["image_branch"]
+    assert group.freeze_until != 0
+
+
+def test_a_condition_over_the_whole_of_a_short_run_leaves_no_lr_to_reduce(tree):
+    tree["run"]["epochs"] = 1
+    tree["optimizer"]["groups"]["image_branch"]["freeze_until"] = CONDITION
+    with pytest.raises(
+        ValueError, match="is frozen for the whole run .freeze_until val/loss < 0.5, at most 5 epochs, "
+    ):
+        parse_config(tree)
+
+
 def test_a_group_may_stay_frozen_where_nothing_asks_it_to_train(tree):
     tree["optimizer"]["groups"]["image_branch"]["freeze_until"] = 99
     del tree["learning_rates"]["reductions"][0]

@@ -42,6 +42,8 @@ CASES = [
     ({"above": 0.5}, {}, 0, 1),
     ({"above": 0.5, "start_epoch": 20}, {}, 0, 20),
     ({"above": 0.5}, {"freeze_until": 19}, 0, 20),
+    ({"patience": 1}, {"freeze_until": {"monitor": "val/loss", "above": 0.5, "at_most": 9}}, 0, 4),  # met at once
+    ({"patience": 1}, {"freeze_until": {"monitor": "val/loss", "above": 0.5, "at_most": 1}}, 25, 5),
     ({"above": 0.5}, {}, 200, 20),
     ({"above": 0.5}, {}, 201, 21),
 ]
@@ -160,3 +162,10 @@ def test_all_rules_are_told_at_once():
     )
     lines = refusals(rates, 20)
     assert [line.split(" has ")[1].split(",")[0] for line in lines] == ["reductions[0]", "reductions[2]"]
+
+
+def test_a_group_that_may_be_frozen_for_good_needs_no_rule_that_acts():
+    condition = {"monitor": "val/loss", "above": 0.5, "at_most": 30}
+    for freeze_from, refused in ((5, False), (condition, False), (20, True), (None, True)):
+        rates = make(groups={NAME: {"freeze_from": freeze_from}}, stop_when_exhausted=True)
+        assert bool(refusals(rates, 20)) == refused

@@ -40,6 +40,7 @@ def feed(rates, values, monitor="val/loss", first_epoch=1):
     """One validation after each epoch; returns the events, with their epoch."""
     events = []
     for epoch, value in enumerate(values, start=first_epoch):
+        rates.start_epoch(epoch=epoch - 1, step=10 * (epoch - 1))
         for event in rates.after_validation(dict.fromkeys(MONITORS, value), epoch=epoch, step=10 * epoch):
             events.append((epoch, event))
     return events

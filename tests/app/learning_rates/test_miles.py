@@ -31,6 +31,7 @@ def feed(rates, *series, first_epoch=1):
     """One validation after each epoch. Returns the factors of image_branch and temporal_branch after each."""
     path = []
     for epoch, values in enumerate(series, start=first_epoch):
+        rates.start_epoch(epoch=epoch - 1, step=10 * (epoch - 1))
         rates.after_validation(validation(*values), epoch=epoch, step=10 * epoch)
         path.append(factors(rates))
     return path
@@ -112,7 +113,6 @@ def test_each_change_is_an_event_with_its_reason_and_the_optimizer_gets_the_lr()
 def test_nothing_is_compared_while_a_branch_is_frozen_or_warms_up(changes, first):
     rates, path = make(**changes), []
     for epoch in range(1, 6):
-        rates.start_epoch(epoch=epoch - 1, step=10 * epoch - 10)
         path += feed(rates, LEAD, first_epoch=epoch)
     assert path == [pytest.approx(IMAGE if epoch >= first else BOTH) for epoch in range(1, 6)]
 

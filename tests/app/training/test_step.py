@@ -42,6 +42,7 @@ def trained(small_batch, optimizer_config, learning_rates_of):
 
     def train(model, *, batches=4, log_every=1, epoch=0, config=optimizer_config, log=lambda *values: None):
         step = train_step_of(model, config, learning_rates_of, steps_per_epoch=batches, read_every=log_every)
+        step.learning_rates.start_epoch(epoch=epoch, step=0)
         step.start_epoch(epoch)
         for number in range(batches):
             if reading := step(small_batch, number):
