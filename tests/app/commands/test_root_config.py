@@ -165,9 +165,15 @@ def test_a_fusion_method_without_parameters_takes_no_group(tree):
     rates["schedules"] = {"fusion_head": {"name": "cosine"}}
     groups["heads"] = groups.pop("unimodal_heads") | {"params": ["unimodal_heads.*", "fusion_head.*"]}
     rates["reductions"][1]["groups"] = ["fusion_head", "heads"]
+    tree["balance"]["gradients"] = {
+        "image_branch": {"fusion": 1.0, "own": 1.0},
+        "temporal_branch": {"fusion": 1.0, "own": 0.0},
+    }
     with pytest.raises(ValueError) as error:
         parse_config(tree)
     assert str(error.value).splitlines() == [
+        "balance.gradients.temporal_branch.own: found 0, but with model.fusion_head.method=late a branch learns from its "
+        "own head alone; raise it above 0",
         "optimizer.groups.fusion_head: model.fusion_head.method=late has no parameters; take the group out, and out "
         "where it is named: learning_rates.reductions[1].groups, learning_rates.schedules.fusion_head",
         "optimizer.groups.heads.params: model.fusion_head.method=late has no parameters that 'fusion_head.*' could "
@@ -175,6 +181,7 @@ def test_a_fusion_method_without_parameters_takes_no_group(tree):
     ]
     del groups["fusion_head"], rates["schedules"]["fusion_head"]
     groups["heads"]["params"] = ["unimodal_heads.*"]
+    tree["balance"]["gradients"]["temporal_branch"]["own"] = 0.5
     rates["reductions"][1]["groups"] = ["heads"]
     assert list(parse_config(tree)[0].optimizer.groups) == ["image_branch", "temporal_branch", "heads"]
 
