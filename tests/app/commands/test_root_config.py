@@ -172,8 +172,8 @@ def test_a_fusion_method_without_parameters_takes_no_group(tree):
     with pytest.raises(ValueError) as error:
         parse_config(tree)
     assert str(error.value).splitlines() == [
-        "balance.gradients.temporal_branch.own: found 0, but with model.fusion_head.method=late a branch learns from its "
-        "own head alone; raise it above 0",
+        "balance.gradients.temporal_branch.own: found 0, but with model.fusion_head.method=late a branch learns from "
+        "its own head alone; raise it above 0",
         "optimizer.groups.fusion_head: model.fusion_head.method=late has no parameters; take the group out, and out "
         "where it is named: learning_rates.reductions[1].groups, learning_rates.schedules.fusion_head",
         "optimizer.groups.heads.params: model.fusion_head.method=late has no parameters that 'fusion_head.*' could "
