@@ -558,7 +558,7 @@ def test_dry_run_and_replay_print_and_leave_nothing(smoke, tmp_path, capsys):
     assert train.main([*common, "--dry-run", "--parameters", "optimizer.groups.image_branch.freeze_until=1"]) == 0
     printed = capsys.readouterr().out
     (row,) = [line for line in printed.splitlines() if line.startswith("image_branch  ") and "image_branch.*" in line]
-    assert "1 epochs" in row
+    assert "1 epoch " in row
     assert any(
         line.split()[:2] == ["temporal_branch.lstm.bias_hh_l0", "temporal_branch"] for line in printed.splitlines()
     )
