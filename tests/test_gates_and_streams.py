@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from app.commands.build import build_model_and_data
+from app.commands.build import build_model_and_data, build_run
 from app.commands.root_config import load_config
 from app.records.checkpoint import load_checkpoint
 from data.spec import SPLITS
@@ -29,8 +29,8 @@ def of_branch(tensors, branch):
     return {name: tensor for name, tensor in tensors.items() if name.startswith(own)}
 
 
-def without(branch, other):
-    """Overrides of a run that reads no input of `branch`; its plateau rules are taken out in both."""
+def without(branch):
+    """Overrides of a run that reads no input of `branch`, and has no reductions."""
     groups = {
         "image_branch": "{lr: 5.0e-4, weight_decay: 0.05, betas: [0.9, 0.999]}",
         "temporal_branch": "{lr: 6.0e-3, weight_decay: 0.01, betas: [0.9, 0.98]}",
@@ -38,7 +38,7 @@ def without(branch, other):
         "unimodal_heads": "{lr: 1.0e-2, weight_decay: 0.0, betas: [0.9, 0.999]}",
     }
     kept = ", ".join(f"{name}: {value}" for name, value in groups.items() if name != branch)
-    return [f"model.{branch}=null", f"optimizer.groups={{{kept}}}"]
+    return [f"model.{branch}=null", f"optimizer.groups={{{kept}}}", "learning_rates.reductions=[]"]
 
 
 @pytest.mark.slow
@@ -48,7 +48,7 @@ def test_a_decoupled_branch_ends_to_the_bit_where_it_ends_alone(tmp_path, branch
     both = run(tmp_path, "both", no_rules, "model.temporal_branch.num_layers=2")
     (other,) = set(PARTS) - {branch}
     layers = ["model.temporal_branch.num_layers=2"] if branch == "temporal_branch" else []
-    alone = run(tmp_path, "alone", no_rules, *layers, *without(other, branch))
+    alone = run(tmp_path, "alone", *layers, *without(other))
     for part in ("model", "optimizer"):
         beside, apart = of_branch(both[part], branch), of_branch(alone[part], branch)
         assert beside.keys() == apart.keys() and len(beside) >= 6
@@ -75,3 +75,12 @@ def test_initial_weights_of_a_part_depend_on_no_other_part(tmp_path, branch):
     assert beside.keys() == apart.keys()
     assert all(torch.equal(beside[name], apart[name]) for name in beside)
     assert set(both.splits) == set(SPLITS)
+
+
+@pytest.mark.parametrize("branch", PARTS)
+def test_a_model_of_one_branch_loses_no_input(branch):
+    (other,) = set(PARTS) - {branch}
+    config, tree = load_config(SMOKE, ["balance.modality_dropout={image_branch: 0.5, temporal_branch: 0.5}"])
+    assert any(build_run(config, tree).train_step.modality_dropout.shares)
+    config, tree = load_config(SMOKE, [f"balance.modality_dropout.{branch}=0.9", *without(other)])
+    assert not any(build_run(config, tree).train_step.modality_dropout.shares)

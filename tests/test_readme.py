@@ -78,7 +78,8 @@ def test_a_benchmark_finds_what_it_imports(name):
 
 @pytest.mark.slow
 def test_one_batch_is_learnt_by_heart_with_the_command_that_is_given(tmp_path, monkeypatch):
-    (command,) = re.findall(r"^    python train.py ([^\n]*run.limit_batches(?:.*\\\n)*.*)", README, re.MULTILINE)
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^    python train.py ([^\n]*run.limit_batches(?:.*\\\n)*.*)", page, re.MULTILINE)
     monkeypatch.chdir(ROOT)
     assert train.main([*shlex.split(command.replace("\\\n", "")), f"run.folder={tmp_path}"]) == 0
     records = map(json.loads, (tmp_path / "one_batch" / "metrics.jsonl").read_text().splitlines())

@@ -25,7 +25,7 @@ from app.randomness import make_deterministic
 from app.records.checkpoint import load_checkpoint
 from app.records.environment import changed_environment, environment_digests
 from app.records.run_folder import name_of_run
-from app.training.balance import GradientsConfig, ModalityDropout, check_gates
+from app.training.balance import GradientsConfig, ModalityDropout, ModalityDropoutConfig, check_gates
 from app.training.falling_behind import FallingBehind
 from app.training.gradients import Gradients
 from app.training.group_stats import GroupStatistics
@@ -242,7 +242,12 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
         freezing,
         learning_rates,
         objective,
-        ModalityDropout(balance.modality_dropout, seed=config.run.seed, num_samples=len(parts.splits["train"])),
+        ModalityDropout(
+            # No sample loses its only input, and a model of one branch reads no other.
+            balance.modality_dropout if len(parts.branches) > 1 else ModalityDropoutConfig(),
+            seed=config.run.seed,
+            num_samples=len(parts.splits["train"]),
+        ),
         steps_per_epoch=len(loaders["train"]),
         read_every=config.statistics.every,
         **of_step,

@@ -139,18 +139,11 @@ def _wrong_reduction(
 
 
 def _wrong_balance(config: Config) -> Iterator[str]:
-    """Where there are no two branches to balance, or no groups whose lr could do it."""
+    """Where the balance rule has no two branches to compare, or no groups that it can slow."""
     rule, groups = config.balance.learning_rates, config.optimizer.groups
-    missing = [f"model.{branch}" for branch in BRANCHES if not getattr(config.model, branch)]
-    for branch, share in config.balance.modality_dropout:
-        if share and missing:
-            yield (
-                f"balance.modality_dropout.{branch}: found {share:g}, but the model has one branch, and no sample "
-                "loses its only input; set 0, or give the model both branches"
-            )
     if rule is None:
         return
-    if missing:
+    if missing := [f"model.{branch}" for branch in BRANCHES if not getattr(config.model, branch)]:
         yield needs_both_branches(rule.rule, missing)
         return
     yield from branches_without_groups(rule.rule, groups)

@@ -41,7 +41,8 @@ class BalanceConfig(Section):
         GradientsConfig(), description="by branch: how much of the fusion's and of its own head's gradient reaches it"
     )
     modality_dropout: ModalityDropoutConfig = Field(
-        ModalityDropoutConfig(), description="by branch: how often its input is taken from a training sample"
+        ModalityDropoutConfig(),
+        description="by branch: how often its input is taken from a training sample; of no use where the model has one",
     )
     learning_rates: BalanceRule | None = Field(
         None, discriminator="rule", description="a factor on the lr of a branch that dominates; null: none"
