@@ -14,7 +14,7 @@ def warnings_of(tmp_path, capsys):
     def run(example, *overrides):
         config = str(ROOT / "configs" / "examples" / f"{example}.yaml")
         assert train.main(["--config", config, f"run.folder={tmp_path}", "run.epochs=2", *overrides]) == 0
-        return [line for line in capsys.readouterr().err.splitlines() if "falls behind" in line]
+        return [line for line in capsys.readouterr().out.splitlines() if "falls behind" in line]
 
     return run
 

@@ -208,7 +208,7 @@ def test_the_validation_split_gives_what_training_reported(smoke):
 @pytest.mark.slow
 def test_evaluating_uses_the_loss_and_the_class_counts_of_the_training(tmp_path, train_here):
     settings = ["loss.class_weights=balanced", "loss.label_smoothing=0.1"]
-    train_here(tmp_path, *settings, "run.epochs=1", "data.batch_size=300")
+    train_here(tmp_path, *settings, "run.epochs=1", "data.batch_size=100")
     (recorded,) = [r for r in lines(tmp_path / "smoke" / "metrics.jsonl") if r["kind"] == "val"]
     path, losses = tmp_path / "smoke" / "checkpoints" / "last.pt", []
 

@@ -20,7 +20,7 @@ from app.training.precision import autocast
 # In validation accuracy. A branch is looked at where its own head is that far below the fusion ...
 BELOW_FUSION = 0.2
 # ... and falls behind where the copy ends that far above it.
-GAIN = 0.1
+GAIN = 0.05
 
 
 class FallingBehind:

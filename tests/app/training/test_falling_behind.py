@@ -111,7 +111,8 @@ def test_it_looks_in_epochs_2_4_8(warnings_of):
 @pytest.mark.parametrize(
     "change",
     [
-        {"alone": 0.49},  # gains less than 0.1
+        {"alone": 0.46},  # gains less than 2 * sqrt(0.5 / 450) = 0.067
+        {"alone": 0.44, "samples": 10**6},  # gains less than 0.05
         {"alone": 0.6, "samples": 40},  # 2 * sqrt(0.5 / 40) = 0.22: chance may do that
         {"alone": 0.6, "val": POOR | {"accuracy": 0.59}},  # the fusion is no better
         {"alone": 0.6, "val": POOR | {"temporal_branch/accuracy": float("nan")}},
