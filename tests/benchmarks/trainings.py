@@ -23,7 +23,7 @@ NOISE = {"image_noise": 0.25, "sequence_noise": 1.5}
 
 @dataclass(frozen=True)
 class Training:
-    """The default run with other values: cosine schedules to 0, no reductions.
+    """The default run with other values: cosine schedules to 0, no reductions, no modality dropout.
 
     Args:
         groups: the section `optimizer.groups`.
@@ -41,6 +41,7 @@ class Training:
         schedules = dict.fromkeys(self.groups, {"name": "cosine"})
         settings = {"run.epochs": EPOCHS, "run.seed": self.seed, "run.device": "cpu", "learning_rates.reductions": []}
         settings |= {"optimizer.groups": self.groups, "learning_rates.schedules": schedules}
+        settings |= {"balance.modality_dropout": {}}
         return [*(f"{key}={json.dumps(value)}" for key, value in settings.items()), *self.overrides]
 
 
