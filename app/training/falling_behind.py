@@ -17,9 +17,9 @@ from app.training.balance import BalanceConfig
 from app.training.objective import Objective, unimodal_loss
 from app.training.precision import autocast
 
-# In validation accuracy. A branch is looked at where its own head is that far below the fusion ...
-BELOW_FUSION = 0.2
-# ... and falls behind where the copy ends that far above it.
+# In validation accuracy. A branch is looked at while its own head is that far below the fusion ...
+BELOW_FUSION = 0.25
+# ... and falls behind if the copy ends that far above it.
 GAIN = 0.05
 
 
@@ -92,7 +92,7 @@ class FallingBehind:
         chance = 2 * math.sqrt(0.5 / num_samples)  # two deviations of the difference of two accuracies, at most
         for branch, apart in self.copies.items():
             own, alone = val[f"{branch}/accuracy"], validate(apart.model)[f"{branch}/accuracy"]
-            if alone - own > max(GAIN, chance):
+            if self._is_suspect(branch, val) and alone - own > max(GAIN, chance):
                 lines.append(self._warning(branch, own, alone))
                 self.warned.append(branch)
         self.copies = {}

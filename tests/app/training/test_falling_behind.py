@@ -114,7 +114,7 @@ def test_it_looks_in_epochs_2_4_8(warnings_of):
         {"alone": 0.46},  # gains less than 2 * sqrt(0.5 / 450) = 0.067
         {"alone": 0.44, "samples": 10**6},  # gains less than 0.05
         {"alone": 0.6, "samples": 40},  # 2 * sqrt(0.5 / 40) = 0.22: chance may do that
-        {"alone": 0.6, "val": POOR | {"accuracy": 0.59}},  # the fusion is no better
+        {"alone": 0.6, "val": POOR | {"accuracy": 0.64}},  # the fusion is little better
         {"alone": 0.6, "val": POOR | {"temporal_branch/accuracy": float("nan")}},
         {"alone": float("nan")},
         {"alone": 0.6, "epochs": 1},
@@ -126,3 +126,12 @@ def test_it_looks_in_epochs_2_4_8(warnings_of):
 )
 def test_it_is_silent(warnings_of, change):
     assert warnings_of(**change) == []
+
+
+def test_it_is_silent_about_a_branch_that_has_caught_up(small_model, optimizer_config, learning_rates_of):
+    step = train_step_of(small_model, optimizer_config, learning_rates_of)
+    watch = watching(small_model, step.optimizer)
+    better = POOR | {"temporal_branch/accuracy": 0.66}
+    for epoch, val in enumerate((POOR, better)):
+        watch.start_epoch(epoch)
+        assert watch.after_validation(val, lambda model: {"temporal_branch/accuracy": 0.9}, 450) == []
