@@ -52,8 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if not args.late_fusion:
             trained = build_trained(args.checkpoint, args.device, args.manifest, args.root)
-        elif args.manifest:
-            raise ValueError("--manifest: is for one --checkpoint; --late-fusion evaluates a --split")
+        elif args.manifest or args.root:
+            given = "--manifest" if args.manifest else "--root"
+            raise ValueError(f"{given}: is for one --checkpoint; --late-fusion evaluates a --split")
         else:
             trained = build_late_fusion(*args.late_fusion, args.device, args.split)
         return evaluate(trained, args.split, args.manifest, args.output)

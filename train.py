@@ -97,15 +97,15 @@ def train(run: Run) -> None:
     for epoch in range(position.epoch, config.run.epochs):
         # Counted to the first step that it acts on, which a resumed run repeats.
         events = rates.start_epoch(epoch=epoch, step=position.step)
+        run_log.lr_events({"step": position.step + 1, "epoch": epoch + 1}, events)
         if reason := rates.should_stop():
             print(f"stopping after epoch {epoch}: {reason}")
             break
-        run_log.lr_events({"step": position.step + 1, "epoch": epoch + 1}, events)
         train_loss = train_one_epoch(run, run_log, starvation)
 
         # The order is the logic: validate, reduce, log, save the best, restore and validate again, save the last.
         now = {"step": position.step, "epoch": position.epoch}
-        val, samples = run.validate(parts.model), int(run.metrics.confusion_matrix().sum())
+        val, samples = run.validate(parts.model), run.metrics.samples_of_branches()
         monitors = {f"val/{name}": value for name, value in val.items()}
         events = rates.after_validation(monitors, epoch=position.epoch, step=position.step)
         events = best_weights.keep(events)
@@ -146,6 +146,7 @@ def train_one_epoch(run: Run, run_log: RunLog, starvation: Starvation) -> float:
     loader.sampler.epoch = epoch
     with progress_bar(loader, f"epoch {epoch + 1}") as batches:
         for batch in batches:
+            batch = run.modality_dropout(epoch, batch)
             reading = train_step(batch, position.step)
             run.falling_behind(batch, position.step)
             position.step += 1

@@ -81,6 +81,6 @@ def test_initial_weights_of_a_part_depend_on_no_other_part(tmp_path, branch):
 def test_a_model_of_one_branch_loses_no_input(branch):
     (other,) = set(PARTS) - {branch}
     config, tree = load_config(SMOKE, ["balance.modality_dropout={image_branch: 0.5, temporal_branch: 0.5}"])
-    assert any(build_run(config, tree).train_step.modality_dropout.shares)
+    assert any(build_run(config, tree).modality_dropout.shares)
     config, tree = load_config(SMOKE, [f"balance.modality_dropout.{branch}=0.9", *without(other)])
-    assert not any(build_run(config, tree).train_step.modality_dropout.shares)
+    assert not any(build_run(config, tree).modality_dropout.shares)

@@ -86,6 +86,7 @@ class Run:
     learning_rates: LearningRates
     best_weights: BestWeights
     train_step: TrainStep
+    modality_dropout: ModalityDropout
     falling_behind: FallingBehind
     state: State
     resumed_from: Path | None = None
@@ -242,16 +243,12 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
         freezing,
         learning_rates,
         objective,
-        ModalityDropout(
-            # No sample loses its only input, and a model of one branch reads no other.
-            balance.modality_dropout if len(parts.branches) > 1 else ModalityDropoutConfig(),
-            seed=config.run.seed,
-            num_samples=len(parts.splits["train"]),
-        ),
         steps_per_epoch=len(loaders["train"]),
         read_every=config.statistics.every,
         **of_step,
     )
+    # No sample loses its only input, and a model of one branch reads no other.
+    dropout = balance.modality_dropout if len(parts.branches) > 1 else ModalityDropoutConfig()
     falling_behind = FallingBehind(parts.model, optimizer, balance, objective, **of_step)
     state = State(
         position=Position(best=Improvement(best)),
@@ -274,6 +271,7 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
         learning_rates=learning_rates,
         best_weights=best_weights,
         train_step=train_step,
+        modality_dropout=ModalityDropout(dropout, seed=config.run.seed, num_samples=len(parts.splits["train"])),
         falling_behind=falling_behind,
         state=state,
     )

@@ -25,6 +25,9 @@ from data.spec import DataConfig, DataSpec
 from data.split import Split
 from models.fusion_classifier import FusionClassifier
 
+# Keys of `data` that change no row of validation or test, or that each model has for itself.
+NOT_OF_THE_ROWS = {"batch_size", "workers", "on_device", "sampler", "augmentation", "image_size", "redraw"}
+
 
 @dataclass
 class Trained:
@@ -166,7 +169,21 @@ class LateFusion:
         return predict_jointly(of_images, of_sequences, self.image.prior)
 
     def warnings(self, split: str) -> list[str]:
-        return [f"{member.path}: {line}" for member in (self.image, self.sequence) for line in member.warnings(split)]
+        lines = [f"{member.path}: {line}" for member in (self.image, self.sequence) for line in member.warnings(split)]
+        a, b = (member.data_config.model_dump(exclude=NOT_OF_THE_ROWS) for member in (self.image, self.sequence))
+        for key in a:
+            if a[key] != b.get(key):
+                lines.append(
+                    f"data.{key} is {a[key]} in {self.image.path}, {b.get(key)} in {self.sequence.path}: each model "
+                    "predicts the rows as its own config makes them"
+                )
+        for member in (self.image, self.sequence):
+            if smoothing := member.metrics.objective.label_smoothing:
+                lines.append(
+                    f"{member.path} was trained with loss.label_smoothing={smoothing:g}: its probabilities are not "
+                    "those of the classes, so joining them is not exact"
+                )
+        return lines
 
     def origin(self) -> dict[str, Any]:
         prior = dict(zip(self.class_names, self.image.prior.tolist(), strict=True))

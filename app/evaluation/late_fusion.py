@@ -14,8 +14,9 @@ def join(logits: torch.Tensor, present: torch.Tensor, prior: torch.Tensor) -> to
     """(B, C) float32 log p, normalised: sum of log p_m over the M modalities that a sample has - (M - 1) log prior.
 
     This is exact where the modalities of a class do not depend on each other: p(c | x_1, x_2) is proportional to
-    p(c | x_1) p(c | x_2) / p(c). With one modality it is that one's p, with none the prior. A class whose prior is 0
-    has probability 0 in every sample (log p -inf), also where a single modality speaks.
+    p(c | x_1) p(c | x_2) / p(c), and where whether a sample has a modality does not depend on its class. With one
+    modality it is that one's p, with none the prior. A class whose prior is 0 has probability 0 in every sample (log p
+    -inf), also where a single modality speaks.
 
     Args:
         logits: (M, B, C) of each modality's own model. What stands there for a sample without it is never read.

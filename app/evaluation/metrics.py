@@ -108,6 +108,11 @@ class ClassificationMetrics(nn.Module):
         values |= {f"{RECALL}{name}": value for name, value in zip(self.class_names, recall.tolist(), strict=True)}
         return {name: values[name] for name in metric_names(self.class_names, self.branches)}
 
+    def samples_of_branches(self) -> dict[str, int]:
+        """Those that had that branch's input."""
+        accuracies = {branch: self.metrics[f"{branch}/accuracy"] for branch in self.branches}
+        return {branch: int((metric.tp + metric.fn).sum()) for branch, metric in accuracies.items()}
+
     def confusion_matrix(self) -> torch.Tensor:
         """(C, C) counts: rows are true classes, columns predictions."""
         return self.metrics["confusion"].compute().cpu()

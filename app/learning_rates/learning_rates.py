@@ -200,14 +200,15 @@ class LearningRates:
     def not_a_number(self, metrics: dict[str, float]) -> list[str]:
         """The watched metrics that are NaN: they are neither better nor worse, and change nothing."""
         watched = dict.fromkeys(monitor for rule in self.rules for monitor in rule.monitors)
-        watched |= dict.fromkeys(monitor for span in self.spans.values() for monitor in span.waiting_for())
+        for name, span in self.spans.items():
+            watched |= dict.fromkeys(span.waiting_for(trained=name not in self.frozen))
         watched |= dict.fromkeys(self.balance.MONITORS if self.balance else ())
         return [monitor for monitor in watched if math.isnan(metrics[monitor])]
 
     def start_epoch(self, *, epoch: int, step: int) -> list[LrEvent]:
         """Call before each epoch, with the epochs and steps finished: sets `frozen` and `frozen_for_good`.
 
-        Returns one event for each group that starts to train, or that has trained for the last time.
+        Returns one event for each group that starts to train, or that is frozen from now on.
         """
         events = []
         self.frozen_for_good = {name for name, span in self.spans.items() if span.to.reached(epoch)}
@@ -221,9 +222,12 @@ class LearningRates:
                     events.append(LrEvent(group=name, **change, **span.until.because()))
             elif name not in self.frozen:
                 self.frozen.add(name)
-                if name in self.frozen_for_good:
+                if epoch:  # not at the start of a run
                     change = {"lr_before": self.lr(name, step, epoch), "lr_after": 0.0, "cause": "freeze"}
-                    events.append(LrEvent(group=name, **change, **span.to.because()))
+                    # Else a resumed run has got another freeze_until.
+                    not_yet = {"reason": "freeze_until is not reached"}
+                    why = span.to.because() if name in self.frozen_for_good else not_yet
+                    events.append(LrEvent(group=name, **change, **why))
         return events
 
     def should_stop(self) -> str | None:

@@ -42,7 +42,7 @@ def replay(
     for record, values in zip(validations, metrics, strict=True):
         epoch, step = record["epoch"], record["step"]
         events = rates.after_validation(values, epoch=epoch, step=step)
-        events += rates.start_epoch(epoch=epoch, step=step)
+        events += rates.start_epoch(epoch=epoch, step=step) if epoch < epochs else []
         lrs = [0.0 if name in rates.frozen else rates.lr(name, step, epoch) for name in rates.groups]
         lines.append(f"{epoch:5d}  " + "  ".join(f"{lr:16.4g}" for lr in lrs))
         lines += [f"       {event.describe()}" for event in events]

@@ -78,9 +78,11 @@ class Span:
             if end.judges(epoch) and trained is (end is self.to):
                 end.judge(metrics)
 
-    def waiting_for(self) -> list[str]:
-        """The monitors of conditions that no validation has met yet."""
-        return [end.condition.monitor for end in self.ends if end.condition and end.met_by is None]
+    def waiting_for(self, trained: bool) -> list[str]:
+        """The monitors of the conditions that the last validation was judged by, and has not met. trained: see
+        after_validation."""
+        end = self.to if trained else self.until
+        return [end.condition.monitor] if end.condition and end.met_by is None else []
 
     def check(self, known: list[str]) -> None:
         """Raises ValueError where a condition watches what no validation reports, or a value that it never has."""

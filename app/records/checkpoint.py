@@ -22,7 +22,7 @@ from app.section import Section
 from app.training.state import STATE
 
 FORMAT = "duet checkpoint"
-VERSION = 4
+VERSION = 5
 # What a checkpoint cannot do without, with its type: what is known of the run, and the parts of its State.
 _FACTS = {
     "saved_at": float,  # seconds since 1970

@@ -32,7 +32,9 @@ class ModalityDropoutConfig(Section):
     def _never_both(self) -> "ModalityDropoutConfig":
         total = self.image_branch + self.temporal_branch
         if total > 1:
-            raise ValueError(f"the two shares add up to {total:g}, and no sample loses both; at most 1 in all")
+            raise ValueError(
+                f"the two shares add up to {total:g}, and no sample loses both; lower one, at most 1 in all"
+            )
         return self
 
 

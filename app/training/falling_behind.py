@@ -55,11 +55,12 @@ class FallingBehind:
     def start_epoch(self, epoch: int) -> None:
         """epoch: finished epochs. Call it when this epoch's groups are frozen."""
         number, self.copies = epoch + 1, {}
-        if number > 1 and number & (number - 1) == 0:
+        if self.watch and number > 1 and number & (number - 1) == 0:
             self.copies = {
                 branch: _Copy(self.model, branch, self.optimizer)
                 for branch in self.suspects
-                if all(parameter.requires_grad for parameter in _own_parameters(self.model, branch).values())
+                if self._trained_by_fusion(branch)
+                and all(parameter.requires_grad for parameter in _own_parameters(self.model, branch).values())
             }
 
     def __call__(self, batch: dict[str, torch.Tensor], step: int) -> None:
@@ -79,19 +80,20 @@ class FallingBehind:
                 apart.step(loss)
 
     def after_validation(
-        self, val: dict[str, float], validate: Callable[[nn.Module], dict[str, float]], num_samples: int
+        self, val: dict[str, float], validate: Callable[[nn.Module], dict[str, float]], samples: dict[str, int]
     ) -> list[str]:
         """The warnings to print now.
 
         Args:
             val: the metrics of this validation.
             validate: takes a model, gives its metrics on the same samples.
-            num_samples: of the validation.
+            samples: of the validation that have a branch's input, by branch.
         """
         lines = []
-        chance = 2 * math.sqrt(0.5 / num_samples)  # two deviations of the difference of two accuracies, at most
         for branch, apart in self.copies.items():
             own, alone = val[f"{branch}/accuracy"], validate(apart.model)[f"{branch}/accuracy"]
+            # Two deviations of the difference of two accuracies, at most.
+            chance = 2 * math.sqrt(0.5 / samples[branch]) if samples[branch] else math.inf
             if self._is_suspect(branch, val) and alone - own > max(GAIN, chance):
                 lines.append(self._warning(branch, own, alone))
                 self.warned.append(branch)
@@ -103,8 +105,10 @@ class FallingBehind:
         """One that the fusion trains beside another branch, and that is far below it."""
         if branch in self.warned or len(self.model.unimodal_heads) == 1:
             return False
-        below = val["accuracy"] - val[f"{branch}/accuracy"]
-        return self.watch and getattr(self.gradients, branch).fusion > 0 and below > BELOW_FUSION
+        return self._trained_by_fusion(branch) and val["accuracy"] - val[f"{branch}/accuracy"] > BELOW_FUSION
+
+    def _trained_by_fusion(self, branch: str) -> bool:
+        return self.model.fusion_head.has_parameters and getattr(self.gradients, branch).fusion > 0
 
     def _warning(self, branch: str, own: float, alone: float) -> str:
         gates, key = getattr(self.gradients, branch), f"balance.gradients.{branch}"

@@ -9,7 +9,6 @@ from torch import nn
 from app.learning_rates.learning_rates import LearningRates
 from app.param_groups.freezing import Freezing
 from app.randomness import seed_everything
-from app.training.balance import ModalityDropout
 from app.training.gradients import Gradients
 from app.training.group_stats import GroupStatistics
 from app.training.objective import Objective, losses, total
@@ -47,7 +46,6 @@ class TrainStep:
         freezing: Freezing,
         learning_rates: LearningRates,
         objective: Objective,
-        modality_dropout: ModalityDropout,
         *,
         steps_per_epoch: int,
         read_every: int,
@@ -62,7 +60,6 @@ class TrainStep:
         self.freezing = freezing
         self.learning_rates = learning_rates
         self.objective = objective
-        self.modality_dropout = modality_dropout
         self.steps_per_epoch = steps_per_epoch
         self.read_every = read_every
         self.seed = seed
@@ -87,7 +84,6 @@ class TrainStep:
         Raises FloatingPointError where a gradient was not finite; no weight has changed since.
         """
         self.learning_rates.set(step, self.epoch + self.batches / self.steps_per_epoch)
-        batch = self.modality_dropout(self.epoch, batch)
         with autocast(self.device, self.precision):
             output = self._run(batch, step)
             values = losses(output, batch, self.objective)

@@ -391,7 +391,7 @@ def test_a_freeze_until_that_was_moved_acts_from_now_with_event_and_warmup():
     again = make(groups={"image_branch": {"freeze_until": 7, "unfreeze_warmup_steps": 5}})
     again.load_state_dict(after.state_dict())
     events = [(epoch, event.cause) for epoch in (6, 7, 8) for event in again.start_epoch(epoch=epoch, step=10 * epoch)]
-    assert events == [(7, "unfreeze")]
+    assert events == [(6, "freeze"), (7, "unfreeze")]
     assert lrs(again, 70)[0] == pytest.approx(0.02)
 
 

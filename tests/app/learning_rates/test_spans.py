@@ -231,9 +231,13 @@ def test_a_condition_that_no_validation_can_meet_is_refused(key, condition, mess
 
 def test_nan_in_what_a_condition_waits_for_is_told_until_it_is_met():
     rates = make({"freeze_until": GOOD})
+    rates.start_epoch(epoch=0, step=0)
     assert rates.not_a_number(metrics_of(math.nan)) == ["val/accuracy"]
     run(rates, [0.9])
     assert rates.not_a_number(metrics_of(math.nan)) == []
+    lapsed = make({"freeze_until": GOOD})
+    run(lapsed, [math.nan] * GOOD["at_most"])
+    assert lapsed.not_a_number(metrics_of(math.nan)) == []
 
 
 def test_a_threshold_and_a_condition_are_beyond_alike():

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 
+from app.evaluation.metrics import ClassificationMetrics
 from app.training.balance import BalanceConfig, GatesConfig, GradientsConfig
 from app.training.falling_behind import FallingBehind
 from app.training.objective import Objective
@@ -77,7 +78,10 @@ def warnings_of(small_model, optimizer_config, learning_rates_of):
         for epoch in range(epochs):
             small_model.temporal_branch.requires_grad_(not freeze)
             watch.start_epoch(epoch)
-            found += [(epoch + 1, line) for line in watch.after_validation(val, lambda model: of_copy, samples)]
+            found += [
+                (epoch + 1, line)
+                for line in watch.after_validation(val, lambda model: of_copy, dict.fromkeys(BRANCHES, samples))
+            ]
             state = watch.state_dict()
             watch = watching(small_model, step.optimizer, **config)
             watch.load_state_dict(state)  # as a resumed run
@@ -113,6 +117,7 @@ def test_it_looks_in_epochs_2_4_8(warnings_of):
     [
         {"alone": 0.46},  # gains less than 2 * sqrt(0.5 / 450) = 0.067
         {"alone": 0.44, "samples": 10**6},  # gains less than 0.05
+        {"alone": 0.9, "samples": 0},
         {"alone": 0.6, "samples": 40},  # 2 * sqrt(0.5 / 40) = 0.22: chance may do that
         {"alone": 0.6, "val": POOR | {"accuracy": 0.64}},  # the fusion is little better
         {"alone": 0.6, "val": POOR | {"temporal_branch/accuracy": float("nan")}},
@@ -134,4 +139,28 @@ def test_it_is_silent_about_a_branch_that_has_caught_up(small_model, optimizer_c
     better = POOR | {"temporal_branch/accuracy": 0.66}
     for epoch, val in enumerate((POOR, better)):
         watch.start_epoch(epoch)
-        assert watch.after_validation(val, lambda model: {"temporal_branch/accuracy": 0.9}, 450) == []
+        assert (
+            watch.after_validation(val, lambda model: {"temporal_branch/accuracy": 0.9}, {"temporal_branch": 450}) == []
+        )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"watch": False}, {"gradients": GradientsConfig(temporal_branch=GatesConfig(fusion=0.0, own=1.0))}],
+    ids=str,
+)
+def test_a_resume_that_turns_it_off_or_decouples_the_branch_does_so_at_once(
+    small_model, optimizer_config, learning_rates_of, change
+):
+    step = train_step_of(small_model, optimizer_config, learning_rates_of)
+    watch = watching(small_model, step.optimizer, **change)
+    watch.load_state_dict({"suspects": ["temporal_branch"], "warned": []})
+    watch.start_epoch(1)
+    assert watch.copies == {}
+
+
+def test_it_counts_the_samples_that_have_the_branchs_input(small_model, small_batch):
+    metrics = ClassificationMetrics(["a", "b", "c"], [*BRANCHES], Objective())
+    small_batch["present"][:4, 1] = False
+    metrics.update(small_model(*(small_batch[n] for n in ("image", "sequence", "length", "present"))), small_batch)
+    assert metrics.samples_of_branches() == {"image_branch": 6, "temporal_branch": 2}

@@ -14,7 +14,6 @@ from app.learning_rates.learning_rates import LearningRates
 from app.param_groups.freezing import Freezing
 from app.param_groups.optimizer import build_optimizer
 from app.randomness import seed_everything
-from app.training.balance import ModalityDropout, ModalityDropoutConfig
 from app.training.gradients import Gradients
 from app.training.group_stats import GroupStatistics
 from app.training.objective import Objective
@@ -31,8 +30,7 @@ def train_step_of(model, config, learning_rates_of, **settings) -> TrainStep:
     gradients = Gradients(optimizer, groups, config.clip_norm)
     statistics, freezing = GroupStatistics(optimizer, groups, gradients), Freezing(model, groups)
     objective = settings.pop("objective", Objective())
-    dropout = ModalityDropout(settings.pop("dropout", ModalityDropoutConfig()), seed=0, num_samples=6)
-    parts = [gradients, statistics, freezing, learning_rates_of(groups), objective, dropout]
+    parts = [gradients, statistics, freezing, learning_rates_of(groups), objective]
     return TrainStep(model, *parts, **{"steps_per_epoch": 4, "read_every": 1, "seed": 0, **CPU, **settings})
 
 
