@@ -112,6 +112,8 @@ def test_what_does_not_belong_together_is_refused_in_a_line(digits, tmp_path, ca
     assert "checkpoint nowhere.pt does not exist" in refusal(capsys, "--late-fusion", image, "nowhere.pt")
     new = refusal(capsys, "--late-fusion", image, sequence, "--manifest", "new.csv")
     assert new == "error: --manifest: is for one --checkpoint; --late-fusion evaluates a --split"
+    root = refusal(capsys, "--late-fusion", image, sequence, "--root", ".")
+    assert root == "error: --root: is for one --checkpoint; --late-fusion evaluates a --split"
     content = load_checkpoint(sequence)
     content["data_spec"]["class_counts"] = CLASS_COUNTS[::-1]
     save_checkpoint(tmp_path / "other.pt", content)

@@ -1,5 +1,6 @@
 """What two models must have in common to be joined. tests/test_models_trained_apart.py joins trained ones."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import torch
 
 from app.commands.trained import LateFusion, Trained
 from app.training.objective import Objective, balanced_weights
+from data.digits import DigitsConfig
 
 
 class Listed:
@@ -119,3 +121,23 @@ def test_rows_are_the_same_by_their_digest_or_else_by_their_cells():
 def test_classes_balanced_in_two_ways_are_balanced_alike():
     fusion = LateFusion(of_images(balanced=True), of_sequences(sampler="class_balanced"))
     assert fusion.branches == ["image_branch", "temporal_branch"] and fusion.class_names == [*"abc"]
+
+
+def test_rows_that_are_made_otherwise_and_smoothed_labels_are_told(monkeypatch):
+    monkeypatch.setattr(Trained, "warnings", lambda member, split: [])
+
+    def warnings(smoothing=0.0, **changes):
+        values = {"source": "digits", "batch_size": 2, "image_size": 32, "image_noise": 0.25, "sequence_noise": 1.5}
+        image, sequence = (
+            replace(of(), data_config=DigitsConfig(**{**values, **other}))
+            for of, other in ((of_images, {}), (of_sequences, changes))
+        )
+        sequence.metrics.objective = Objective(label_smoothing=smoothing)
+        return LateFusion(image, sequence).warnings("test")
+
+    assert warnings(batch_size=7, image_size=64, redraw=False) == []
+    assert warnings(sequence_noise=0.0) == [
+        "data.sequence_noise is 1.5 in i.pt, 0.0 in s.pt: each model predicts the rows as its own config makes them"
+    ]
+    (line,) = warnings(smoothing=0.3)
+    assert line.startswith("s.pt was trained with loss.label_smoothing=0.3: ")
