@@ -17,7 +17,6 @@ from app.learning_rates.exhaustion import never_exhausted
 from app.learning_rates.learning_rates import LearningRates
 from app.learning_rates.rules import Improvement
 from app.messages import Findings, warn
-from app.param_groups.conditions import earliest
 from app.param_groups.freezing import Freezing
 from app.param_groups.groups import Group, describe_groups
 from app.param_groups.optimizer import build_optimizer
@@ -219,7 +218,7 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
     loaders = build_loaders(config, parts.splits, device)
     objective = build_objective(config.loss, parts.data_spec, device)
     optimizer, groups = build_optimizer(parts.model, config.optimizer)
-    _raise_if_untrained(balance.gradients, parts.branches, groups, config.run.epochs)
+    check_gates(balance.gradients, parts.branches, groups, epochs=config.run.epochs)
     freezing = Freezing(parts.model, groups)
     monitors = [f"val/{name}" for name in metric_names(parts.class_names, parts.branches)]
     best = config.checkpoint.best.monitor
@@ -285,19 +284,6 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
     elif config.learning_rates.stop_when_exhausted:
         _raise_never_exhausted(config, len(loaders["train"]))
     return run
-
-
-def _raise_if_untrained(gradients: GradientsConfig, branches: list[str], groups: list[Group], epochs: int) -> None:
-    trained = {
-        branch: [
-            group.name
-            for group in groups
-            if earliest(group.config.freeze_until) < epochs
-            and any(name.startswith(f"{branch}.") for name in group.parameters)
-        ]
-        for branch in branches
-    }
-    check_gates({branch: getattr(gradients, branch) for branch in branches}, trained)
 
 
 def _raise_if_prepared_otherwise(now: DataConfig, before: DataConfig) -> None:

@@ -4,6 +4,8 @@ import torch
 from pydantic import Field, model_validator
 
 from app.learning_rates.balance import BalanceRule
+from app.param_groups.conditions import earliest
+from app.param_groups.groups import Group
 from app.randomness import Draws
 from app.section import Section
 
@@ -79,17 +81,18 @@ class ModalityDropout:
         return batch | {"present": present & ~(dropped & present.all(1, keepdim=True))}
 
 
-def check_gates(gates: dict[str, GatesConfig], trained: dict[str, list[str]]) -> None:
-    """Raises ValueError for a branch that trains, and that no gradient reaches.
-
-    Args:
-        gates: of the branches that the model has.
-        trained: by branch, the groups that hold parameters of it and train at some time of the run.
-    """
-    for branch, gate in gates.items():
-        if gate.fusion == gate.own == 0 and trained[branch]:
-            names = ", ".join(trained[branch])
+def check_gates(gradients: GradientsConfig, branches: list[str], groups: list[Group], *, epochs: int) -> None:
+    """Raises ValueError for a branch of the model that a group trains in so many epochs, and no gradient reaches."""
+    for branch in branches:
+        gates = getattr(gradients, branch)
+        trained = [
+            group.name
+            for group in groups
+            if earliest(group.config.freeze_until) < epochs
+            and any(name.startswith(f"{branch}.") for name in group.parameters)
+        ]
+        if gates.fusion == gates.own == 0 and trained:
             raise ValueError(
                 f"balance.gradients.{branch}: fusion and own are both 0, so no gradient reaches this branch, though "
-                f"it is to train (group {names}); raise one of them, or freeze it for the whole run"
+                f"it is to train (group {', '.join(trained)}); raise one of them, or freeze it for the whole run"
             )

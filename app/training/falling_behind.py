@@ -142,9 +142,9 @@ class _Copy:
         self.entries = [entry for entry, parameters in own if parameters]
         groups = [{**entry, "params": [copy_of[p] for p in parameters]} for entry, parameters in own if parameters]
         self.optimizer = type(optimizer)(groups, lr=groups[0]["lr"])
-        for parameter, copied in copy_of.items():
+        for parameter, its_copy in copy_of.items():
             if parameter in optimizer.state:
-                self.optimizer.state[copied] = copy.deepcopy(optimizer.state[parameter])
+                self.optimizer.state[its_copy] = copy.deepcopy(optimizer.state[parameter])
 
     def step(self, loss: torch.Tensor) -> None:
         for group, entry in zip(self.optimizer.param_groups, self.entries, strict=True):

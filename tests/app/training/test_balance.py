@@ -2,7 +2,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from app.training.balance import GatesConfig, ModalityDropout, ModalityDropoutConfig, check_gates
+from app.param_groups.optimizer import build_optimizer
+from app.training.balance import GatesConfig, GradientsConfig, ModalityDropout, ModalityDropoutConfig, check_gates
 
 
 def dropped(indices, present=None, *, epoch=0, seed=0, image=0.3, sequence=0.2, samples=5000):
@@ -47,8 +48,11 @@ def test_shares_above_one_in_all_are_an_error():
         ModalityDropoutConfig(image_branch=0.6, temporal_branch=0.5)
 
 
-def test_a_branch_that_trains_and_that_no_gradient_reaches_is_an_error():
-    gates = {"image_branch": GatesConfig(), "temporal_branch": GatesConfig(fusion=0.0, own=0.0)}
-    with pytest.raises(ValueError, match=r"^balance\.gradients\.temporal_branch: .*group a, b\)"):
-        check_gates(gates, {"image_branch": ["a"], "temporal_branch": ["a", "b"]})
-    check_gates(gates, {"image_branch": ["a"], "temporal_branch": []})
+def test_a_branch_that_trains_and_that_no_gradient_reaches_is_an_error(small_model, with_groups):
+    gradients = GradientsConfig(temporal_branch=GatesConfig(fusion=0.0, own=0.0))
+    branches = ["image_branch", "temporal_branch"]
+    _, groups = build_optimizer(small_model, with_groups({"temporal_branch": {"freeze_until": 3}}))
+    with pytest.raises(ValueError, match=r"^balance\.gradients\.temporal_branch: .*\(group temporal_branch\)"):
+        check_gates(gradients, branches, groups, epochs=4)
+    check_gates(gradients, branches, groups, epochs=3)  # frozen for the whole run
+    check_gates(gradients, ["image_branch"], groups, epochs=4)
