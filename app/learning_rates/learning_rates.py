@@ -313,7 +313,7 @@ class LearningRates:
         self.frozen = {name for name in state["frozen"] if name in self.groups}
         self.frozen |= {name for name in new if self.groups[name].freeze_until != 0}
         self.unfrozen_at = {name: step for name, step in state["unfrozen_at"].items() if name in self.groups}
-        for name, saved in state.get("conditions", {}).items():  # a checkpoint of earlier versions has none
+        for name, saved in state["conditions"].items():
             afresh += self.spans[name].load_state_dict(saved) if name in self.spans else []
         afresh += self._load_rules(state["rules"])
         if self.stop:
@@ -323,7 +323,7 @@ class LearningRates:
             elif "monitor" in saved:
                 afresh.append(f"best and count of stop (monitor: {saved['monitor']} -> {monitor})")
         if self.balance:
-            saved = state.get("balance")  # a checkpoint of earlier versions has none
+            saved = state["balance"]
             none = f"{KEY} (the checkpoint has no {self.balance.config.rule})"
             afresh += self.balance.load_state_dict(saved) if saved else [none]
         return afresh
