@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from app.commands.trained import LateFusion, Trained, build_late_fusion, build_trained
-from app.evaluation.predictions import labelled, row_names, rows_of, with_cells
+from app.evaluation.predictions import gather, row_names, with_cells
 from app.evaluation.report import (
     describe_report,
     make_report,
@@ -71,27 +71,22 @@ def evaluate(trained: Trained | LateFusion, split: str, manifest: Path | None, o
     of_rows, name = ("new", name_of(manifest)) if manifest else (split, split)
     for line in trained.warnings(of_rows):
         warn(line)
-    metrics, predictions = trained.metrics, []
-    for batch, batch_output in trained.predict(of_rows):
-        if (batch["label"] >= 0).any():
-            metrics.update(*labelled(batch, batch_output))
-        predictions += rows_of(batch, batch_output, trained.class_names)
+    predictions = gather(trained.predict(of_rows), trained.class_names, trained.branches)
     for line in untrained_absences(predictions, trained.stand_ins):
         warn(line)
 
     folder = Path(output) if output else trained.evaluations / trained.folder_name(name)
     if manifest:
         source = trained.parts.source
-        rows = source.complete(predictions, row_names(trained.branches, trained.class_names))
+        rows = source.complete(predictions.rows(), row_names(trained.branches, trained.class_names))
         cells, not_rows = source.cells(), source.not_rows
     else:
         dataset = trained.dataset(split)
-        rows, cells, not_rows = predictions, [dataset.cells(i) for i in range(len(dataset))], []
+        rows, cells, not_rows = predictions.rows(), [dataset.cells(i) for i in range(len(dataset))], []
     files = write_predictions(folder, with_cells(rows, cells))
-    if known := [row for row in predictions if row["label"]]:
-        found = make_report(metrics, known, trained.branches, trained.class_names)
-        report = {"split": str(manifest or split), **found, **trained.origin()}
-        files = f"{write_report(folder, report, metrics)}, {files}"
+    if len(known := predictions.labelled()):
+        report = {"split": str(manifest or split), **make_report(trained.new_metrics(), known), **trained.origin()}
+        files = f"{write_report(folder, report)}, {files}"
         print(describe_report(report), end="\n\n")
     print(f"written to {folder}: {files}")
     if errors := [row for row in rows if row.get("error")]:

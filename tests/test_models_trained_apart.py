@@ -13,7 +13,7 @@ import torch
 import evaluate
 import train
 from app.commands.trained import LateFusion, build_late_fusion, build_trained
-from app.evaluation.predictions import labelled
+from app.evaluation.predictions import gather
 from app.records.checkpoint import load_checkpoint, save_checkpoint
 from tests.conftest import ROOT
 from tests.example_data import main as make_example_data
@@ -131,13 +131,10 @@ def test_two_trained_models_are_joined_in_this_process_on_other_data(digits):
     fusion = LateFusion(image, sequence)
 
     def evaluated():
-        pairs = list(fusion.predict("test"))
-        for batch, output in pairs:
-            fusion.metrics.update(*labelled(batch, output))
-        metrics = fusion.metrics.compute()
-        for metric in fusion.metrics.metrics.values():
-            metric.reset()
-        return metrics, torch.cat([output.logits for _, output in pairs])
+        predictions = gather(fusion.predict("test"), fusion.class_names, fusion.branches)
+        metrics = fusion.new_metrics()
+        metrics.update(predictions, {"label": predictions.label, "present": predictions.present})
+        return metrics.compute(), predictions.logits
 
     clean, before = evaluated()
     noisier = copy.copy(image.parts.splits["test"])

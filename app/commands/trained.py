@@ -18,7 +18,7 @@ from app.randomness import make_deterministic
 from app.records.checkpoint import load_checkpoint
 from app.records.environment import changed_environment
 from app.records.run_folder import run_folder_of
-from app.training.objective import BRANCHES
+from app.training.objective import BRANCHES, Objective
 from app.training.precision import choose_device, slow_precision
 from app.training.state import ModelState
 from data.spec import DataConfig, DataSpec
@@ -36,7 +36,7 @@ class Trained:
     path: Path
     saved: dict[str, Any]  # the checkpoint
     parts: ModelAndData
-    metrics: ClassificationMetrics
+    objective: Objective
     data_config: DataConfig
     placement: dict[str, Any]  # device and precision
     changed: list[str]  # what it reads from the environment, and read otherwise in training
@@ -60,9 +60,13 @@ class Trained:
         rows, as the sampler drew them and the loss weighed them: with balanced classes all alike."""
         counts = torch.tensor(DataSpec.from_dict(self.saved["data_spec"]).class_counts, dtype=torch.float64)
         shares = (counts > 0).double() if self.data_config.sampler == "class_balanced" else counts
-        weights = self.metrics.objective.class_weights
-        shares = shares if weights is None else shares * weights.double().cpu()
+        weights = self.objective.class_weights
+        shares = shares if weights is None else shares * weights.double()
         return shares / shares.sum()
+
+    def new_metrics(self) -> ClassificationMetrics:
+        """On the CPU."""
+        return self.parts.new_metrics(self.objective)
 
     @property
     def evaluations(self) -> Path:
@@ -124,8 +128,6 @@ class LateFusion:
     def __post_init__(self):
         self._check_inputs()
         self._check_classes()
-        self.metrics = ClassificationMetrics(self.class_names, self.branches, self.image.metrics.objective)
-        self.metrics.to(self.image.placement["device"])
 
     @property
     def branches(self) -> list[str]:
@@ -134,6 +136,9 @@ class LateFusion:
     @property
     def class_names(self) -> list[str]:
         return self.image.class_names
+
+    def new_metrics(self) -> ClassificationMetrics:
+        return ClassificationMetrics(self.class_names, self.branches, self.image.objective)
 
     @property
     def evaluations(self) -> Path:
@@ -178,7 +183,7 @@ class LateFusion:
                     "predicts the rows as its own config makes them"
                 )
         for member in (self.image, self.sequence):
-            if smoothing := member.metrics.objective.label_smoothing:
+            if smoothing := member.objective.label_smoothing:
                 lines.append(
                     f"{member.path} was trained with loss.label_smoothing={smoothing:g}: its probabilities are not "
                     "those of the classes, so joining them is not exact"
@@ -243,10 +248,10 @@ def build_trained(
     rows = {"saved": saved, "manifest": manifest, "root": root}
     parts = build_model_and_data(model_config, data, seed=seed, device=device, **rows)
     load_model(parts.model, saved, checkpoint)
-    objective = build_objective(loss, DataSpec.from_dict(saved["data_spec"]), device)
+    objective = build_objective(loss, DataSpec.from_dict(saved["data_spec"]), torch.device("cpu"))
     changed = changed_environment(saved, tree, used)
     placement = {"device": device, "precision": precision}
-    return Trained(checkpoint, saved, parts, parts.new_metrics(objective).to(device), data, placement, changed)
+    return Trained(checkpoint, saved, parts, objective, data, placement, changed)
 
 
 def build_late_fusion(image: Path, sequence: Path, device_name: str, split: str) -> LateFusion:

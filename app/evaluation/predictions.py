@@ -1,6 +1,7 @@
-"""A pass over a split: the model's output for each batch, and one row for each sample."""
+"""A pass over a split: the model's output for each batch, and all of it as one table."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
@@ -69,44 +70,99 @@ def validate(
     return metrics.compute()
 
 
-def rows_of(batch: dict[str, torch.Tensor], output, class_names: list[str]) -> list[dict]:
-    """One row per sample: truth ("" where none is known), prediction, its probability, which inputs it has (of those
-    that the model reads), what each branch alone would have predicted ("" without its input), and the probability of
-    each class, as p(class)."""
-    probabilities = output.logits.float().softmax(1)
-    probability, prediction = probabilities.max(1)
-    there = {branch: batch["present"][:, BRANCHES.index(branch)].tolist() for branch in output.unimodal_logits}
-    columns = {
-        "index": batch["index"].tolist(),
-        "label": [class_names[i] if i >= 0 else "" for i in batch["label"].tolist()],
-        "prediction": [class_names[i] for i in prediction.tolist()],
-        "probability": [f"{p:.6f}" for p in probability.tolist()],
-        "present": [_in_words(dict(zip(there, row, strict=True))) for row in zip(*there.values(), strict=True)],
-    }
-    for branch, logits in output.unimodal_logits.items():
-        own = [class_names[i] for i in logits.argmax(1).tolist()]
-        columns[branch] = [name if has else "" for name, has in zip(own, there[branch], strict=True)]
-    for name, of_class in zip(class_names, probabilities.T.tolist(), strict=True):
-        columns[f"p({name})"] = [f"{p:.6f}" for p in of_class]
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of N samples, on the CPU."""
+
+    class_names: list[str]
+    index: torch.Tensor  # (N,) int64, the sample's place in its split
+    label: torch.Tensor  # (N,) int64, negative where none is known
+    present: torch.Tensor  # (N, 2) bool: whether there is an image, a sequence
+    logits: torch.Tensor  # (N, C) float32
+    unimodal_logits: dict[str, torch.Tensor]  # each branch's own, (N, C) float32; without meaning where it has no input
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @property
+    def probabilities(self) -> torch.Tensor:
+        """(N, C)"""
+        return self.logits.softmax(1)
+
+    @property
+    def prediction(self) -> torch.Tensor:
+        """(N,) int64"""
+        return self.logits.argmax(1)
+
+    @property
+    def correct(self) -> torch.Tensor:
+        """(N,) bool"""
+        return self.prediction == self.label
+
+    def has(self, branch: str) -> torch.Tensor:
+        """(N,) bool, whether the sample has the input of that branch."""
+        return self.present[:, BRANCHES.index(branch)]
+
+    def take(self, rows: torch.Tensor) -> "Predictions":
+        """Some of the samples. rows: (M,) places, or (N,) bool."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        parts |= {name: value[rows] for name, value in parts.items() if isinstance(value, torch.Tensor)}
+        own = {branch: logits[rows] for branch, logits in self.unimodal_logits.items()}
+        return Predictions(**parts | {"unimodal_logits": own})
+
+    def labelled(self) -> "Predictions":
+        """Those whose label is known."""
+        return self.take(self.label >= 0)
+
+    def what_is_present(self) -> list[str]:
+        """Of each sample, in words: the inputs that it has, of those that the model reads."""
+        there = {branch: self.has(branch).tolist() for branch in self.unimodal_logits}
+        return [_in_words(dict(zip(there, row, strict=True))) for row in zip(*there.values(), strict=True)]
+
+    def rows(self) -> list[dict]:
+        """One row per sample: truth ("" where none is known), prediction, its probability, which inputs it has (of
+        those that the model reads), what each branch alone would have predicted ("" without its input), and the
+        probability of each class, as p(class)."""
+        names, probabilities = self.class_names, self.probabilities
+        probability, prediction = probabilities.max(1)
+        columns = {
+            "index": self.index.tolist(),
+            "label": [names[i] if i >= 0 else "" for i in self.label.tolist()],
+            "prediction": [names[i] for i in prediction.tolist()],
+            "probability": [f"{p:.6f}" for p in probability.tolist()],
+            "present": self.what_is_present(),
+        }
+        for branch, logits in self.unimodal_logits.items():
+            own = zip(logits.argmax(1).tolist(), self.has(branch).tolist(), strict=True)
+            columns[branch] = [names[i] if has else "" for i, has in own]
+        for name, of_class in zip(names, probabilities.T.tolist(), strict=True):
+            columns[f"p({name})"] = [f"{p:.6f}" for p in of_class]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def gather(batches: Iterable[tuple], class_names: list[str], branches: Iterable[str]) -> Predictions:
+    """batches: as `predict` yields them."""
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in ("index", "label", "present", "logits", *branches)}
+    for batch, output in batches:
+        found = {name: batch[name] for name in ("index", "label", "present")} | {"logits": output.logits.float()}
+        found |= {branch: logits.float() for branch, logits in output.unimodal_logits.items()}
+        for name, values in parts.items():
+            values.append(found[name].cpu())
+    empty = {"present": torch.zeros(0, 2, dtype=torch.bool)}
+    empty |= dict.fromkeys(("index", "label"), torch.zeros(0, dtype=torch.int64))
+    nothing = torch.zeros(0, len(class_names))
+    table = {name: torch.cat(values) if values else empty.get(name, nothing) for name, values in parts.items()}
+    unimodal_logits = {branch: table.pop(branch) for branch in branches}
+    return Predictions(class_names=class_names, unimodal_logits=unimodal_logits, **table)
 
 
 def row_names(branches: Iterable[str], class_names: Iterable[str]) -> list[str]:
-    """The columns of rows_of."""
+    """The columns of Predictions.rows."""
     return [
         *("index", "label", "prediction", "probability", "present"),
         *branches,
         *(f"p({name})" for name in class_names),
     ]
-
-
-def labelled(batch: dict[str, torch.Tensor], output) -> tuple[tuple, dict[str, torch.Tensor]]:
-    """Output and batch, as ClassificationMetrics reads them, of the samples whose label is known; of the others it is
-    negative."""
-    known = batch["label"] >= 0
-    unimodal_logits = {branch: logits[known] for branch, logits in output.unimodal_logits.items()}
-    part = {"label": batch["label"][known], "present": batch["present"][known.to(batch["present"].device)]}
-    return output._replace(logits=output.logits[known], unimodal_logits=unimodal_logits), part
 
 
 def with_cells(rows: list[dict], cells: list[dict[str, str]]) -> list[dict]:

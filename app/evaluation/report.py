@@ -3,7 +3,7 @@
 import csv
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,23 @@ from scipy.stats import binomtest
 
 from app.evaluation.figures import confusion_figure
 from app.evaluation.metrics import RECALL, ClassificationMetrics
-from app.evaluation.predictions import INPUTS
+from app.evaluation.predictions import INPUTS, Predictions
 from app.messages import format_table, writing
 from app.records.run_log import to_json
 
 REPORT = ("report.json", "confusion_matrix.png")
 
 
-def make_report(
-    metrics: ClassificationMetrics, predictions: list[dict], branches: list[str], class_names: list[str]
-) -> dict[str, Any]:
-    """The figures of a split, as plain values. predictions: the rows of its samples (see predictions.rows_of)."""
-    values, samples = metrics.compute(), len(predictions)
-    correct = sum(row["label"] == row["prediction"] for row in predictions)
-    interval = binomtest(correct, samples).proportion_ci(confidence_level=0.95, method="wilson")
+def make_report(metrics: ClassificationMetrics, predictions: Predictions) -> dict[str, Any]:
+    """The figures of a split, as plain values.
+
+    Args:
+        metrics: without any sample yet, on the CPU.
+        predictions: all labelled.
+    """
+    metrics.update(predictions, {"label": predictions.label, "present": predictions.present})
+    values, samples, class_names = metrics.compute(), len(predictions), predictions.class_names
+    interval = binomtest(int(predictions.correct.sum()), samples).proportion_ci(confidence_level=0.95, method="wilson")
     return {
         "samples": samples,
         "loss": values["loss"],
@@ -34,22 +37,25 @@ def make_report(
         "macro_f1": values["macro_f1"],
         "balanced_accuracy": values["balanced_accuracy"],
         "recall": {name: values[f"{RECALL}{name}"] for name in class_names},  # NaN for a class without samples
-        "by_present": accuracy_by_present(predictions),
-        "unimodal": {b: {"loss": values[f"{b}/loss"], "accuracy": values[f"{b}/accuracy"]} for b in branches},
+        "by_present": accuracy_by(predictions.what_is_present(), predictions.correct),
+        "unimodal": {
+            branch: {"loss": values[f"{branch}/loss"], "accuracy": values[f"{branch}/accuracy"]}
+            for branch in predictions.unimodal_logits
+        },
         "class_names": class_names,
         "confusion_matrix": metrics.confusion_matrix().tolist(),  # rows: true class, columns: predicted
     }
 
 
-def accuracy_by_present(predictions: list[dict]) -> dict[str, dict[str, float]]:
-    """{which inputs a sample has, as in its row: {"samples", "accuracy"}}"""
+def accuracy_by(kinds: Sequence[str], correct: torch.Tensor) -> dict[str, dict[str, float]]:
+    """{kind: {"samples", "accuracy"}}. kinds: that of each of the N samples; correct: (N,) bool."""
     right: dict[str, list[bool]] = {}
-    for row in predictions:
-        right.setdefault(row["present"], []).append(row["label"] == row["prediction"])
+    for kind, is_right in zip(kinds, correct.tolist(), strict=True):
+        right.setdefault(kind, []).append(is_right)
     return {kind: {"samples": len(r), "accuracy": sum(r) / len(r)} for kind, r in sorted(right.items())}
 
 
-def untrained_absences(predictions: list[dict], absent: Mapping[str, torch.Tensor]) -> list[str]:
+def untrained_absences(predictions: Predictions, absent: Mapping[str, torch.Tensor]) -> list[str]:
     """What to warn of: samples lack an input, and what stands in for it is 0 as at first.
 
     Args:
@@ -57,7 +63,7 @@ def untrained_absences(predictions: list[dict], absent: Mapping[str, torch.Tenso
     """
     lines = []
     for branch, vector in absent.items():
-        lacking = sum(not row[branch] for row in predictions)
+        lacking = int((~predictions.has(branch)).sum())
         if lacking and not vector.any():
             lines.append(
                 f"{lacking} of {len(predictions)} samples lack their {INPUTS[branch]}, and no training sample did: "
@@ -66,8 +72,10 @@ def untrained_absences(predictions: list[dict], absent: Mapping[str, torch.Tenso
     return lines
 
 
-def write_predictions(folder: Path, predictions: list[dict]) -> str:
+def write_predictions(folder: Path, rows: list[dict]) -> str:
     """Returns the name of the file. A report that the folder has already is removed: it is of other predictions.
+
+    rows: of Predictions, perhaps with more columns.
 
     Raises OSError that names the folder, where it cannot be written.
     """
@@ -76,19 +84,19 @@ def write_predictions(folder: Path, predictions: list[dict]) -> str:
         for name in REPORT:
             (folder / name).unlink(missing_ok=True)
         with open(folder / "predictions.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=[*predictions[0]])
+            writer = csv.DictWriter(file, fieldnames=[*rows[0]])
             writer.writeheader()
-            writer.writerows(predictions)
+            writer.writerows(rows)
     return "predictions.csv"
 
 
-def write_report(folder: Path, report: dict[str, Any], metrics: ClassificationMetrics) -> str:
+def write_report(folder: Path, report: dict[str, Any]) -> str:
     """Returns the names of the files. Raises OSError that names the folder, where it cannot be written."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / REPORT[0]).write_text(to_json(report, indent=2) + "\n")
         title = f"{report['split']}: accuracy {report['accuracy']:.4f}, {report['samples']} samples"
-        figure = confusion_figure(metrics.confusion_matrix(), report["class_names"], title)
+        figure = confusion_figure(torch.tensor(report["confusion_matrix"]), report["class_names"], title)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")  # of a name in letters that the font lacks
             figure.savefig(folder / REPORT[1], dpi=120)

@@ -5,7 +5,7 @@ import torch
 
 from app.evaluation.late_fusion import join, predict_jointly
 from app.evaluation.metrics import ClassificationMetrics
-from app.evaluation.predictions import labelled, rows_of
+from app.evaluation.predictions import gather
 from app.training.objective import Objective
 from models.fusion_classifier import Output
 
@@ -94,15 +94,10 @@ def test_each_batch_is_of_both_models():
         assert torch.equal(output.unimodal_logits["temporal_branch"], sequence[batch["index"]])
         assert output.embeddings.keys() == output.unimodal_logits.keys()
         assert (batch["image"], batch["sequence"]) == ("image_branch", "temporal_branch")
-    rows = [row for batch, output in pairs for row in rows_of(*labelled_rows(batch, output), [*"abc"])]
+    rows = gather(pairs, [*"abc"], ["image_branch", "temporal_branch"]).rows()
     assert [row["present"] for row in rows] == ["image and sequence", "image only", "sequence only", "nothing"]
     assert [row["p(a)"] for row in rows] == [f"{p:.6f}" for p in joined.exp()[:, 0].tolist()]
     assert [bool(row["temporal_branch"]) for row in rows] == [True, False, True, False]
-
-
-def labelled_rows(batch, output):
-    output, part = labelled(batch, output)
-    return part | {"index": batch["index"]}, output
 
 
 @pytest.mark.parametrize("name", ["index", "label"])

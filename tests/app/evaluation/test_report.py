@@ -5,10 +5,10 @@ import torch
 
 import evaluate
 from app.evaluation.metrics import ClassificationMetrics
-from app.evaluation.predictions import row_names, rows_of
+from app.evaluation.predictions import gather, row_names
 from app.evaluation.report import (
     REPORT,
-    accuracy_by_present,
+    accuracy_by,
     describe_report,
     make_report,
     untrained_absences,
@@ -24,7 +24,7 @@ NAMES = ["a", "b"]
 
 @pytest.fixture
 def evaluated():
-    """Six samples of a model with those branches: its metrics, and its rows."""
+    """Six samples of a model with those branches."""
 
     def evaluate(present, branches):
         label = torch.tensor([0, 1, 0, 1, 0, 1])
@@ -32,25 +32,25 @@ def evaluated():
         logits = torch.eye(2)[guess]
         batch = {"label": label, "present": torch.tensor(present, dtype=torch.bool), "index": torch.arange(6)}
         output = Output(logits, {}, dict.fromkeys(branches, logits))
-        metrics = ClassificationMetrics(NAMES, branches, Objective())
-        metrics.update(output, batch)
-        return metrics, rows_of(batch, output, NAMES)
+        return gather([(batch, output)], NAMES, branches)
 
     return evaluate
 
 
-def described(metrics, rows, branches):
+def described(predictions):
     about = {"checkpoint": "best.pt", "epoch": 1, "split": "test", "groups": []}
-    report = {**about, **make_report(metrics, rows, branches, NAMES)}
+    metrics = ClassificationMetrics(NAMES, list(predictions.unimodal_logits), Objective())
+    report = {**about, **make_report(metrics, predictions)}
     return report, describe_report(report)
 
 
 def test_accuracy_by_what_is_present_by_hand(evaluated):
-    metrics, rows = evaluated([[1, 1], [0, 1], [1, 0], [1, 0], [1, 1], [1, 1]], BRANCHES)
+    predictions = evaluated([[1, 1], [0, 1], [1, 0], [1, 0], [1, 1], [1, 1]], BRANCHES)
+    rows = predictions.rows()
     assert [row["present"] for row in rows[:3]] == ["image and sequence", "sequence only", "image only"]
     assert [row["image_branch"] for row in rows] == ["a", "", "a", "a", "b", "b"]
     assert [row["temporal_branch"] for row in rows] == ["a", "b", "", "", "b", "b"]
-    report, text = described(metrics, rows, BRANCHES)
+    report, text = described(predictions)
     assert report["by_present"] == {
         "image and sequence": {"samples": 3, "accuracy": pytest.approx(2 / 3)},
         "image only": {"samples": 2, "accuracy": 0.5},
@@ -75,21 +75,22 @@ def test_accuracy_by_what_is_present_by_hand(evaluated):
 def test_the_text_speaks_of_it_only_where_a_sample_lacks_what_the_model_reads(
     evaluated, present, branches, by_present, shown
 ):
-    report, text = described(*evaluated([present] * 6, branches), branches)
+    report, text = described(evaluated([present] * 6, branches))
     assert report["by_present"] == {by_present: {"samples": 6, "accuracy": pytest.approx(4 / 6)}}
     assert (f"\n{by_present} " in text) == shown
 
 
 def test_rows_have_the_columns_that_are_named_for_a_table_without_any(evaluated):
-    _, rows = evaluated([[1, 1]] * 6, BRANCHES)
+    rows = evaluated([[1, 1]] * 6, BRANCHES).rows()
     assert {tuple(row) for row in rows} == {tuple(row_names(BRANCHES, NAMES))}
 
 
 def test_predictions_without_a_report_leave_none_of_others_beside_them(evaluated, tmp_path):
-    metrics, rows = evaluated([[1, 1]] * 6, BRANCHES)
-    report, _ = described(metrics, rows, BRANCHES)
+    predictions = evaluated([[1, 1]] * 6, BRANCHES)
+    rows = predictions.rows()
+    report, _ = described(predictions)
     write_predictions(tmp_path, rows)
-    write_report(tmp_path, report, metrics)
+    write_report(tmp_path, report)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*REPORT, "predictions.csv"])
     write_predictions(tmp_path, rows[:2])
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.csv"]
@@ -99,11 +100,9 @@ def test_predictions_without_a_report_leave_none_of_others_beside_them(evaluated
 @pytest.mark.filterwarnings("error")
 def test_class_names_are_drawn_as_they_are(tmp_path):
     names = [r"$\foo$", "日本"]
-    metrics = ClassificationMetrics(names, [], Objective())
-    label = torch.tensor([0, 1])
-    metrics.update(Output(torch.eye(2), {}, {}), {"label": label})
     report = {"split": "$a_$.csv", "accuracy": 1.0, "samples": 2, "class_names": names}
-    assert write_report(tmp_path, report, metrics) == "report.json, confusion_matrix.png"
+    report["confusion_matrix"] = [[1, 0], [0, 1]]
+    assert write_report(tmp_path, report) == "report.json, confusion_matrix.png"
     assert (tmp_path / "confusion_matrix.png").stat().st_size > 0
 
 
@@ -124,11 +123,23 @@ def test_the_folder_of_a_tables_predictions_is_never_that_of_a_split(tmp_path, m
 
 
 def test_what_stands_in_for_an_input_and_was_never_trained_is_named(evaluated):
-    _, rows = evaluated([[1, 1], [0, 1], [1, 0], [1, 0], [1, 1], [1, 1]], BRANCHES)
+    predictions = evaluated([[1, 1], [0, 1], [1, 0], [1, 0], [1, 1], [1, 1]], BRANCHES)
     absent = {"image_branch": torch.tensor([0.0, 1.0]), "temporal_branch": torch.zeros(3)}
-    (line,) = untrained_absences(rows, absent)
+    (line,) = untrained_absences(predictions, absent)
     assert line.startswith("2 of 6 samples lack their sequence, and no training sample did: ")
-    assert untrained_absences(rows, absent | {"temporal_branch": torch.ones(3)}) == []
-    _, complete = evaluated([[1, 1]] * 6, BRANCHES)
+    assert untrained_absences(predictions, absent | {"temporal_branch": torch.ones(3)}) == []
+    complete = evaluated([[1, 1]] * 6, BRANCHES)
     assert untrained_absences(complete, absent) == []
-    assert accuracy_by_present(complete).keys() == {"image and sequence"}
+    assert accuracy_by(complete.what_is_present(), complete.correct).keys() == {"image and sequence"}
+
+
+def test_a_table_that_no_row_can_be_read_of_has_no_predictions():
+    predictions = gather([], NAMES, BRANCHES)
+    assert len(predictions) == len(predictions.labelled()) == 0 and predictions.rows() == []
+
+
+def test_some_of_the_samples_are_taken_with_all_that_is_known_of_them(evaluated):
+    predictions = evaluated([[1, 1], [0, 1], [1, 0], [1, 0], [1, 1], [1, 1]], BRANCHES)
+    predictions.label[0] = -1
+    assert predictions.labelled().rows() == predictions.rows()[1:]
+    assert predictions.take(torch.tensor([4, 1])).rows() == [predictions.rows()[4], predictions.rows()[1]]
