@@ -108,6 +108,30 @@ class FusionClassifier(nn.Module):
         logits = self.fusion_head(encoded, there, unimodal_logits)
         return Output(logits, {name: branch.pooled for name, branch in encoded.items()}, unimodal_logits)
 
+    def encode(self, branch: str, inputs: dict[str, torch.Tensor]) -> Encoded:
+        """What a branch makes of samples that all have its input; for `fuse`.
+
+        inputs: those of `forward`, by name.
+        """
+        return self._encode(branch, inputs, lambda part: None)[1]
+
+    def fuse(self, encoded: dict[str, Encoded | None], batch_size: int) -> torch.Tensor:
+        """(B, num_classes): the logits of samples of which each has the same inputs.
+
+        encoded: by branch, in the order of `dims`; None where the samples lack its input.
+        """
+        device = next(self.parameters()).device
+        parts, unimodal_logits = {}, {}
+        nobody, there = torch.zeros(0, dtype=torch.int64, device=device), []
+        for name, part in encoded.items():
+            there.append(part is not None)
+            parts[name] = part if part is not None else self.fusion_head.fill_in(name, None, nobody, batch_size)
+            if name in self.unimodal_heads:
+                rows = None if part is not None else nobody
+                unimodal_logits[name] = self._own_logits(name, part, rows, batch_size, lambda part: None)
+        present = torch.tensor(there, device=device).expand(batch_size, -1)
+        return self.fusion_head(parts, present, unimodal_logits)
+
     def own_logits(
         self, branch: str, inputs: dict[str, torch.Tensor], *, before_part: Callable[[str], None]
     ) -> torch.Tensor:

@@ -233,6 +233,17 @@ def inputs():
     return [torch.randn(4, 3, 4, 4), torch.randn(4, 7, 5), torch.tensor([7, 2, 5, 4])]
 
 
+@pytest.mark.parametrize("kind", ["all", "no image", "no sequence"])
+def test_what_is_encoded_and_then_fused_is_what_the_model_says(method, kind, inputs):
+    model, present = model_of(method).eval(), torch.tensor(PRESENT[kind])
+    by_name = dict(zip(("image", "sequence", "length"), inputs, strict=True)) | {"present": torch.ones(4, 2).bool()}
+    encoded = {
+        branch: model.encode(branch, by_name) if present[0, column] else None
+        for column, branch in enumerate(("image_branch", "temporal_branch"))
+    }
+    assert torch.equal(model.fuse(encoded, 4), model(*inputs, present).logits)
+
+
 def total_loss(output):
     label = torch.tensor([0, 1, 2, 0])
     return sum(cross_entropy(logits.float(), label) for logits in (output.logits, *output.unimodal_logits.values()))
