@@ -124,6 +124,24 @@ def _are_entries(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
+def changed_from_default(value: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    """(key, default, value) of each value below `key` that is not its default; what has no default is left out.
+
+    value: a section, or a list or dict that may hold some.
+    """
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, item in items:
+            yield from changed_from_default(item, f"{key}[{name}]" if isinstance(value, list) else f"{key}.{name}")
+    elif isinstance(value, Section):
+        for name, field in type(value).model_fields.items():
+            item, inner = getattr(value, name), f"{key}.{name}"
+            if field.is_required() or isinstance(field.default, Section):
+                yield from changed_from_default(item, inner)
+            elif item != field.default:
+                yield inner, field.default, item
+
+
 def environment_values(saved: dict) -> dict[str, tuple[str, Any]]:
     """Of each value of a saved config that reads the environment, by its key: as it is written, and what it reads now.
 

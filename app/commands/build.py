@@ -22,7 +22,7 @@ from app.param_groups.groups import Group, describe_groups
 from app.param_groups.optimizer import build_optimizer
 from app.randomness import make_deterministic
 from app.records.checkpoint import load_checkpoint
-from app.records.environment import changed_environment, environment_digests
+from app.records.environment import changed_environment, environment_digests, versions
 from app.records.run_folder import name_of_run
 from app.training.balance import GradientsConfig, ModalityDropout, ModalityDropoutConfig, check_gates
 from app.training.falling_behind import FallingBehind
@@ -108,6 +108,7 @@ class Run:
             "val": val,
             "config": self.tree,
             "environment": self.environment,
+            "versions": versions(),
             "data_spec": self.parts.data_spec.to_dict(),
             "image_weights": asdict(self.parts.image_weights),
             "groups": describe_groups(self.groups),

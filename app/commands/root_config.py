@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from app.config import check_config, read_config
+from app.config import changed_from_default, check_config, environment_values, read_config
 from app.config import read_part as read_part_of
 from app.learning_rates.balance import KEY, branches_without_groups, groups_of_branches, needs_both_branches
 from app.learning_rates.exhaustion import never_exhausted
@@ -62,6 +62,27 @@ def parse_config(tree: dict) -> tuple[Config, dict]:
 def read_part(tree: dict, key: str) -> Any:
     """The checked value at one key of a saved config, such as "data" or "run.seed"."""
     return read_part_of(Config, tree, key)
+
+
+def not_default(tree: dict) -> list[str]:
+    """A line for each key of a saved config that has a default and another value: `key: default -> value`. What reads
+    the environment, and may be a secret, is not shown."""
+    lines, reads = [], environment_values(tree)
+    for name in Config.model_fields:
+        try:
+            changes = [*changed_from_default(read_part(tree, name), name)]
+        except (ValueError, OSError):  # a variable is missing now
+            lines.append(f"{name}: reads the environment, and cannot be read here")
+            continue
+        for key, default, value in changes:
+            secret = any(f"{a}.".startswith(f"{b}.") for read in reads for a, b in ((read, key), (key, read)))
+            lines.append(f"{key}: {default} -> {'(reads the environment)' if secret else in_words(value)}")
+    return lines
+
+
+def in_words(value: Any) -> Any:
+    """A section as the plain values that it was given."""
+    return value.model_dump(exclude_unset=True) if isinstance(value, Section) else value
 
 
 def rename_run(config: Config, tree: dict, name: str) -> tuple[Config, dict]:

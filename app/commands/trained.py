@@ -1,5 +1,6 @@
 """A checkpoint -> a model that can predict, and the data to predict; and two such models as one."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -10,10 +11,11 @@ import torch
 
 from app.commands.build import ModelAndData, build_loader, build_model_and_data, build_objective
 from app.commands.open_run import SKIPPED
-from app.commands.root_config import read_part
+from app.commands.root_config import not_default, read_part
 from app.evaluation.late_fusion import predict_jointly
 from app.evaluation.metrics import ClassificationMetrics
-from app.evaluation.predictions import INPUTS, predict
+from app.evaluation.modality_use import answers, describe_use
+from app.evaluation.predictions import INPUTS, gather, predict
 from app.randomness import make_deterministic
 from app.records.checkpoint import load_checkpoint
 from app.records.environment import changed_environment
@@ -21,12 +23,19 @@ from app.records.run_folder import run_folder_of
 from app.training.objective import BRANCHES, Objective
 from app.training.precision import choose_device, slow_precision
 from app.training.state import ModelState
+from data.loaders import Batches
+from data.noise import Noisy
 from data.spec import DataConfig, DataSpec
 from data.split import Split
 from models.fusion_classifier import FusionClassifier
 
 # Keys of `data` that change no row of validation or test, or that each model has for itself.
 NOT_OF_THE_ROWS = {"batch_size", "workers", "on_device", "sampler", "augmentation", "image_size", "redraw"}
+
+
+# Deviations of the noise that robustness is measured with; see data/noise.py for their units.
+NOISE = {"image": (0.0, 0.125, 0.25, 0.5, 1.0), "sequence": (0.0, 0.5, 1.0, 2.0, 4.0)}
+SHUFFLED_TOGETHER = 64  # samples among which an input is shuffled, at least
 
 
 @dataclass
@@ -82,9 +91,34 @@ class Trained:
 
     def predict(self, split: str, batch_size: int | None = None) -> Iterator[tuple]:
         """See app.evaluation.predictions.predict. batch_size: None: that of the training."""
+        return predict(self.parts.model, self._batches(self.dataset(split), batch_size), **self.placement)
+
+    def modality_use(self, split: str) -> dict[str, Any]:
+        """See app.evaluation.modality_use.describe_use; empty for a model of one input."""
+        if len(self.branches) < len(BRANCHES):
+            return {}
+        batch_size = max(self.data_config.batch_size, SHUFFLED_TOGETHER)
+        batches = self._batches(self.dataset(split), batch_size, shuffle=True)
+        return describe_use(answers(self.parts.model, batches, **self.placement), self.stand_ins)
+
+    def robustness(self, split: str) -> dict[str, list[dict[str, float]]]:
+        """{input: what is right of the labelled samples that have it, for each deviation of the noise on it}"""
+        found: dict[str, list[dict[str, float]]] = {}
+        for branch in self.branches:
+            curve = found.setdefault(INPUTS[branch], [])
+            for deviation in NOISE[INPUTS[branch]]:
+                dataset = Noisy(self.dataset(split), **{INPUTS[branch]: deviation})
+                outputs = predict(self.parts.model, self._batches(dataset), **self.placement)
+                predictions = gather(outputs, self.class_names, self.branches).labelled()
+                right = predictions.correct[predictions.has(branch)]
+                samples, correct = len(right), int(right.sum())
+                accuracy = correct / samples if samples else float("nan")
+                curve.append({"noise": deviation, "samples": samples, "correct": correct, "accuracy": accuracy})
+        return found
+
+    def _batches(self, dataset: Split, batch_size: int | None = None, **order: Any) -> Batches:
         config = self.data_config.model_copy(update={"batch_size": batch_size} if batch_size else {})
-        loader = build_loader(config, self.dataset(split), self.placement["device"])
-        return predict(self.parts.model, loader, **self.placement)
+        return build_loader(config, dataset, self.placement["device"], **order)
 
     def warnings(self, split: str) -> list[str]:
         """What is not as it was in training, a line each."""
@@ -108,6 +142,10 @@ class Trained:
             "step": self.saved["position"]["step"],
             "weights": self.parts.image_weights.description,
             "groups": self.saved["groups"],
+            "reductions": self.saved["learning_rates"]["reduction"],
+            "versions": self.saved["versions"],
+            "rows": dict(self.parts.data_spec.rows),
+            "not_default": not_default(self.saved["config"]),
         }
 
 
@@ -239,7 +277,7 @@ def build_trained(
     """
     make_deterministic()  # the numbers that training gave
     saved = load_checkpoint(checkpoint)
-    tree = saved["config"]
+    tree = copy.deepcopy(saved["config"])
     if isinstance(tree["model"]["image_branch"], dict):
         tree["model"]["image_branch"]["weights"] = "none"  # they come from the checkpoint
     used = ("data", "model", "loss", "run.seed", "run.precision")

@@ -22,13 +22,14 @@ from app.section import Section
 from app.training.state import STATE
 
 FORMAT = "duet checkpoint"
-VERSION = 5
+VERSION = 6
 # What a checkpoint cannot do without, with its type: what is known of the run, and the parts of its State.
 _FACTS = {
     "saved_at": float,  # seconds since 1970
     "val": dict,
     "config": dict,
     "environment": dict,  # salted digests of what the config read there: see app/records/environment.py
+    "versions": dict,
     "data_spec": dict,
     "image_weights": dict,
     "groups": list,

@@ -1,12 +1,22 @@
-"""What a run's config read from the environment: known again by a digest, so that no secret is stored."""
+"""What a run found where it ran: versions, and what its config read from the environment, known again by a digest, so
+that no secret is stored."""
 
 import hashlib
 import os
+import platform
+from importlib import metadata
 from typing import Any
 
 from app.config import environment_values
 
+PACKAGES = ("torch", "torchvision", "torchaudio")
 ROUNDS = 100_000  # so that guessing what was read takes long
+
+
+def versions() -> dict[str, str]:
+    """By name, what the numbers of a run depend on."""
+    found = {name: metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **found, "machine": platform.machine()}
 
 
 def environment_digests(tree: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from app.commands.root_config import parse_config
+from app.commands.root_config import not_default, parse_config
 from app.records.run_folder import create_run_folder
 
 PLATEAU = {"groups": ["image_branch"], "monitor": "val/loss", "rule": "plateau", "factor": 0.1, "patience": 1}
@@ -356,3 +356,17 @@ def test_an_empty_run_folder_is_refused(tree):
     tree["run"]["folder"] = ""
     with pytest.raises(ValueError, match="run.folder: empty; give a folder, such as runs"):
         parse_config(tree)
+
+
+def test_what_is_not_default_is_told_key_by_key_and_no_secret_with_it(tree, monkeypatch):
+    tree["optimizer"]["groups"]["image_branch"]["clip_norm"] = 2.0
+    tree["loss"] = {"label_smoothing": "${oc.env:SMOOTHING}"}
+    monkeypatch.setenv("SMOOTHING", "0.125")
+    lines = not_default(tree)
+    assert "balance.gradients.image_branch.own: 0.0 -> 1.0" in lines
+    assert "optimizer.groups.image_branch.clip_norm: None -> 2.0" in lines
+    assert "learning_rates.reductions[0].min_lr: 0.0 -> 1e-06" in lines
+    assert "loss.label_smoothing: 0.0 -> (reads the environment)" in lines
+    assert not any(".lr: " in line or "0.125" in line for line in lines)
+    monkeypatch.delenv("SMOOTHING")
+    assert "loss: reads the environment, and cannot be read here" in not_default(tree)

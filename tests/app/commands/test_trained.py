@@ -34,10 +34,10 @@ def member(
         splits={"test": Listed(cells)},
     )
     weights = balanced_weights(dict(zip(classes, counts, strict=True))) if balanced else None
-    metrics = SimpleNamespace(objective=Objective(weights))
+    objective = Objective(weights)
     placement = {"device": torch.device("cpu"), "precision": "fp32"}
     saved = {"data_spec": {**spec, "rows": {}}}
-    return Trained(Path(name), saved, parts, metrics, SimpleNamespace(sampler=sampler), placement, [])
+    return Trained(Path(name), saved, parts, objective, SimpleNamespace(sampler=sampler), placement, [])
 
 
 def of_images(**settings):
@@ -132,7 +132,7 @@ def test_rows_that_are_made_otherwise_and_smoothed_labels_are_told(monkeypatch):
             replace(of(), data_config=DigitsConfig(**{**values, **other}))
             for of, other in ((of_images, {}), (of_sequences, changes))
         )
-        sequence.metrics.objective = Objective(label_smoothing=smoothing)
+        sequence.objective = Objective(label_smoothing=smoothing)
         return LateFusion(image, sequence).warnings("test")
 
     assert warnings(batch_size=7, image_size=64, redraw=False) == []

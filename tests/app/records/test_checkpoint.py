@@ -126,7 +126,7 @@ def test_bytes_before_or_after_are_noticed(saved, refused, extra):
 def test_a_file_of_an_older_version_is_refused_by_its_version(tmp_path, checkpoint_content, refused):
     path = tmp_path / "damaged.pt"
     torch.save({"format": checkpoint.FORMAT, "version": 1, **checkpoint_content}, path)  # as version 1 wrote it
-    assert "has version 1, this program reads 5" in refused(path=path)
+    assert "has version 1, this program reads 6" in refused(path=path)
     torch.save({"format": checkpoint.FORMAT, **checkpoint_content}, path)
     assert "has version None" in refused(path=path)
     torch.save({"format": checkpoint.FORMAT, "version": checkpoint.VERSION, **checkpoint_content}, path)
@@ -147,7 +147,7 @@ def test_a_file_of_an_older_version_is_refused_by_its_version(tmp_path, checkpoi
         (lambda path: torch.save({"state": 1}, path), "something else than a checkpoint"),
         (lambda path: torch.save([1], path), "something else than a checkpoint"),
         (lambda path: torch.save(nn.Linear(1, 1), path), "is not a checkpoint"),
-        (lambda path: checkpoint.save_checkpoint(path, {"version": 99}), "has version 99, this program reads 5"),
+        (lambda path: checkpoint.save_checkpoint(path, {"version": 99}), "has version 99, this program reads 6"),
         (lambda path: checkpoint.save_checkpoint(path, {"format": 1}), "something else than a checkpoint"),
     ],
 )
