@@ -13,7 +13,7 @@ class Noisy(Split):
     normalised, and on the normalised features, before deltas are made of them.
 
     The noise of a sample comes from (seed, sample) and from the size in which its image and sequence are gathered
-    (small images have data.image_size where a batch has several sizes). A larger deviation gives the same noise, larger.
+    (small images have data.image_size where a batch has several sizes). With a larger deviation it is the same, larger.
 
     Args:
         image: deviation of the noise on each channel of a pixel; 1 is the step from black to white.
