@@ -5,8 +5,9 @@
     python evaluate.py --checkpoint runs/manifest/checkpoints/best.pt --manifest new.csv
     python evaluate.py --late-fusion runs/image/checkpoints/best.pt runs/sequence/checkpoints/best.pt
 
-Writes every single prediction and, where labels are known, a report and a confusion matrix. Needs the checkpoint only:
-config, data spec and what the image weights implied are inside.
+Writes every single prediction and, where labels are known, a report (report.html to read, report.json): scores with
+intervals, whether the model uses both inputs, how far its probabilities can be trusted, its worst mistakes. Needs the
+checkpoint only: config, data spec and what the image weights implied are inside.
 
 --late-fusion takes two models that were trained apart, one with model.temporal_branch=null and one with
 model.image_branch=null, and joins their probabilities by Bayes' rule: p ~ p_image p_sequence / p(class). It is what a
@@ -16,16 +17,20 @@ model of both inputs must beat.
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
+from app.commands.pictures import draw_mistakes
 from app.commands.trained import LateFusion, Trained, build_late_fusion, build_trained
-from app.evaluation.predictions import gather, row_names, with_cells
+from app.evaluation.certainty import describe_certainty, fit_temperature
+from app.evaluation.predictions import Predictions, gather, row_names, with_cells
 from app.evaluation.report import (
     describe_report,
-    make_report,
+    scores_of,
     untrained_absences,
     write_predictions,
     write_report,
 )
+from app.evaluation.scores import accuracy_by_column
 from app.messages import report_error, survive_lost_output, warn
 from app.records.run_config import DEVICES
 from data.spec import SPLITS
@@ -46,10 +51,18 @@ def main(arguments: list[str] | None = None) -> int:
         help="default: evaluation/<split or table> of the checkpoint's run; of two, evaluation/late_fusion-<split> of "
         "the first's",
     )
+    parser.add_argument("--by", metavar="COLUMN", action="append", help="accuracy by that column of the table, too")
+    parser.add_argument("--robustness", action="store_true", help="accuracy under rising noise on each input, too")
+    parser.add_argument("--temperature", action="store_true", help="fit one on val; store it for all predictions")
     parser.add_argument("--device", choices=DEVICES, default="auto")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(arguments)
     try:
+        for name in ("robustness", "temperature") if args.late_fusion else ():
+            if getattr(args, name):
+                raise ValueError(f"--{name}: is for one --checkpoint, not for --late-fusion; take one of the two out")
+        if args.temperature and args.manifest:
+            raise ValueError("--temperature: is fitted on the validation split; leave --manifest out")
         if not args.late_fusion:
             trained = build_trained(args.checkpoint, args.device, args.manifest, args.root)
         elif args.manifest or args.root:
@@ -57,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"{given}: is for one --checkpoint; --late-fusion evaluates a --split")
         else:
             trained = build_late_fusion(*args.late_fusion, args.device, args.split)
-        return evaluate(trained, args.split, args.manifest, args.output)
+        return evaluate(trained, args)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -66,29 +79,38 @@ def main(arguments: list[str] | None = None) -> int:
         return report_error(error)
 
 
-def evaluate(trained: Trained | LateFusion, split: str, manifest: Path | None, output: str | None) -> int:
+def evaluate(trained: Trained | LateFusion, args: argparse.Namespace) -> int:
     """Returns 1 where a row of the manifest, or a file of a folder, has an error, else 0."""
-    of_rows, name = ("new", name_of(manifest)) if manifest else (split, split)
+    manifest = args.manifest
+    of_rows, name = ("new", name_of(manifest)) if manifest else (args.split, args.split)
     for line in trained.warnings(of_rows):
         warn(line)
     predictions = gather(trained.predict(of_rows), trained.class_names, trained.branches)
     for line in untrained_absences(predictions, trained.stand_ins):
         warn(line)
+    dataset = trained.dataset(of_rows)
+    cells = [dataset.cells(i) for i in range(len(dataset))]
+    report = {"split": str(manifest or args.split), **make_report(trained, predictions, of_rows, cells, args)}
 
-    folder = Path(output) if output else trained.evaluations / trained.folder_name(name)
+    folder = Path(args.output) if args.output else trained.evaluations / trained.folder_name(name)
+    rows, not_rows = predictions.rows(), []
     if manifest:
         source = trained.parts.source
-        rows = source.complete(predictions.rows(), row_names(trained.branches, trained.class_names))
+        rows = source.complete(rows, row_names(trained.branches, trained.class_names))
         cells, not_rows = source.cells(), source.not_rows
-    else:
-        dataset = trained.dataset(split)
-        rows, cells, not_rows = predictions.rows(), [dataset.cells(i) for i in range(len(dataset))], []
     files = write_predictions(folder, with_cells(rows, cells))
-    if len(known := predictions.labelled()):
-        report = {"split": str(manifest or split), **make_report(trained.new_metrics(), known), **trained.origin()}
-        files = f"{write_report(folder, report)}, {files}"
+    if "samples" in report:
+        mistakes = draw_mistakes(trained, of_rows, predictions.labelled())
+        files = f"{write_report(folder, report, mistakes)}, {files}"
         print(describe_report(report), end="\n\n")
     print(f"written to {folder}: {files}")
+    if args.temperature:
+        if report["calibration"]["temperature"]["at_limit"]:
+            raise ValueError(
+                "--temperature: no best one was found, as no sample of val is wrong, or all are; none is stored"
+            )
+        trained.store_temperature(report["calibration"]["temperature"]["value"])
+        print(f"temperature {trained.temperature:.4f} is stored in {trained.path}: predictions are made with it")
     if errors := [row for row in rows if row.get("error")]:
         unread = sum(not row["prediction"] for row in errors)
         told = f"{len(errors)} of {len(rows)} rows have an error, {unread} of these no prediction"
@@ -96,6 +118,46 @@ def evaluate(trained: Trained | LateFusion, split: str, manifest: Path | None, o
     for line in not_rows:
         print(f"error: {line}", file=sys.stderr)
     return 1 if errors or not_rows else 0
+
+
+def make_report(
+    trained: Trained | LateFusion, predictions: Predictions, rows: str, cells: list[dict], args: argparse.Namespace
+) -> dict[str, Any]:
+    """What report.json holds, but for `split`; empty where no label is known.
+
+    Args:
+        rows: name of the split that the predictions are of.
+        cells: of each of its rows, by column.
+    """
+    known = predictions.labelled()
+    if not len(known):
+        return {}
+    report = scores_of(trained.new_metrics(), known)
+    if use := trained.modality_use(rows):
+        report["modality_use"] = use
+    report["calibration"] = calibration_of(trained, rows, known)
+    if args.by:
+        of_known = [row for row, label in zip(cells, predictions.label.tolist(), strict=True) if label >= 0]
+        report["by"] = {column: accuracy_by_column(column, of_known, known.correct) for column in args.by}
+    if args.robustness:
+        report["robustness"] = trained.robustness(rows)
+    return report | trained.origin()
+
+
+def calibration_of(trained: Trained | LateFusion, rows: str, known: Predictions) -> dict[str, Any]:
+    """As the predictions are, and with the temperature that suits the validation split, where there is one."""
+    found = {"stored": trained.temperature, "as_it_is": describe_certainty(known)}
+    if rows == "new" or isinstance(trained, LateFusion):  # its data may be elsewhere; each has a temperature of its own
+        return found
+    raw = known.scaled(1 / trained.temperature)
+    if rows == "val":
+        validation = raw
+    else:
+        validation = gather(trained.predict("val"), trained.class_names, trained.branches)
+        validation = validation.labelled().scaled(1 / trained.temperature)
+    temperature = fit_temperature(validation)
+    found["temperature"] = {**temperature._asdict(), "fitted_on": "val"}
+    return found | {"with_temperature": describe_certainty(raw.scaled(temperature.value))}
 
 
 def name_of(manifest: Path) -> str:

@@ -99,7 +99,9 @@ def test_trained_and_evaluated(run, capsys):
     assert set(report["by_present"]) == {"image and sequence", "image only", "sequence only"}
     for kind, found in report["by_present"].items():
         right = [row["label"] == row["prediction"] for row in rows if row["present"] == kind]
+        low, high = found.pop("interval_95")
         assert found == {"samples": len(right), "accuracy": pytest.approx(sum(right) / len(right))}
+        assert low <= found["accuracy"] <= high
         assert f"\n{kind} " in printed_by_evaluate.out
     for branch, other in (("image_branch", "sequence only"), ("temporal_branch", "image only")):
         own = [row["label"] == row[branch] for row in rows if row["present"] != other]

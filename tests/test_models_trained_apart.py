@@ -94,7 +94,7 @@ def test_it_joins_what_each_model_predicts_alone(digits, tmp_path):
         alone = json.loads((tmp_path / name / "report.json").read_text())
         assert report["unimodal"][branch]["accuracy"] == alone["accuracy"]
         assert report["unimodal"][branch]["loss"] == pytest.approx(alone["loss"], rel=1e-5)
-        assert about == {key: alone[key] for key in ("checkpoint", "epoch", "step", "weights", "groups")}
+        assert about == {key: alone[key] for key in about} and about.keys() > {"checkpoint", "epoch", "groups", "rows"}
     assert (folder / "confusion_matrix.png").is_file()
     assert f"{image} (epoch 1) and {sequence} (epoch 1) on val, 450 samples" in done.stdout
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -11,15 +12,17 @@ import torch
 
 from app.commands.build import ModelAndData, build_loader, build_model_and_data, build_objective
 from app.commands.open_run import SKIPPED
+from app.commands.pictures import samples_to_draw
 from app.commands.root_config import not_default, read_part
 from app.evaluation.late_fusion import predict_jointly
 from app.evaluation.metrics import ClassificationMetrics
 from app.evaluation.modality_use import answers, describe_use
-from app.evaluation.predictions import INPUTS, gather, predict
+from app.evaluation.predictions import INPUTS, Predictions, gather, predict
+from app.evaluation.scores import share
 from app.randomness import make_deterministic
-from app.records.checkpoint import load_checkpoint
+from app.records.checkpoint import load_checkpoint, save_checkpoint
 from app.records.environment import changed_environment
-from app.records.run_folder import run_folder_of
+from app.records.run_folder import lock_run_folder, run_folder_of
 from app.training.objective import BRANCHES, Objective
 from app.training.precision import choose_device, slow_precision
 from app.training.state import ModelState
@@ -89,9 +92,26 @@ class Trained:
     def dataset(self, split: str) -> Split:
         return self.parts.splits[split]
 
+    @property
+    def temperature(self) -> float:
+        """That the logits of the fusion are divided by, where one is stored with the checkpoint; else 1."""
+        return self.saved.get("temperature", 1.0)
+
     def predict(self, split: str, batch_size: int | None = None) -> Iterator[tuple]:
         """See app.evaluation.predictions.predict. batch_size: None: that of the training."""
-        return predict(self.parts.model, self._batches(self.dataset(split), batch_size), **self.placement)
+        return self._predict(self._batches(self.dataset(split), batch_size))
+
+    def _predict(self, batches: Batches) -> Iterator[tuple]:
+        for batch, output in predict(self.parts.model, batches, **self.placement):
+            yield batch, output._replace(logits=output.logits / self.temperature)
+
+    def store_temperature(self, temperature: float) -> None:
+        """In the checkpoint. Raises RunInUse or OSError."""
+        with ExitStack() as at_end:
+            if folder := run_folder_of(self.path):
+                at_end.enter_context(lock_run_folder(folder))
+            self.saved["temperature"] = temperature
+            save_checkpoint(self.path, load_checkpoint(self.path) | {"temperature": temperature})
 
     def modality_use(self, split: str) -> dict[str, Any]:
         """See app.evaluation.modality_use.describe_use; empty for a model of one input."""
@@ -101,20 +121,23 @@ class Trained:
         batches = self._batches(self.dataset(split), batch_size, shuffle=True)
         return describe_use(answers(self.parts.model, batches, **self.placement), self.stand_ins)
 
-    def robustness(self, split: str) -> dict[str, list[dict[str, float]]]:
+    def robustness(self, split: str) -> dict[str, list[dict[str, Any]]]:
         """{input: what is right of the labelled samples that have it, for each deviation of the noise on it}"""
-        found: dict[str, list[dict[str, float]]] = {}
+        found: dict[str, list[dict[str, Any]]] = {}
         for branch in self.branches:
             curve = found.setdefault(INPUTS[branch], [])
             for deviation in NOISE[INPUTS[branch]]:
                 dataset = Noisy(self.dataset(split), **{INPUTS[branch]: deviation})
-                outputs = predict(self.parts.model, self._batches(dataset), **self.placement)
-                predictions = gather(outputs, self.class_names, self.branches).labelled()
+                predictions = gather(self._predict(self._batches(dataset)), self.class_names, self.branches).labelled()
                 right = predictions.correct[predictions.has(branch)]
-                samples, correct = len(right), int(right.sum())
-                accuracy = correct / samples if samples else float("nan")
-                curve.append({"noise": deviation, "samples": samples, "correct": correct, "accuracy": accuracy})
+                accuracy = share(int(right.sum()), len(right))
+                curve.append({"noise": deviation, "samples": len(right), "accuracy": accuracy["value"]})
+                curve[-1]["interval_95"] = accuracy["interval_95"]
         return found
+
+    def samples(self, split: str, predictions: Predictions) -> dict[str, torch.Tensor]:
+        """What the model reads of these samples, to be drawn."""
+        return samples_to_draw(self.dataset(split), predictions.index, self.parts.image_weights)
 
     def _batches(self, dataset: Split, batch_size: int | None = None, **order: Any) -> Batches:
         config = self.data_config.model_copy(update={"batch_size": batch_size} if batch_size else {})
@@ -143,6 +166,7 @@ class Trained:
             "weights": self.parts.image_weights.description,
             "groups": self.saved["groups"],
             "reductions": self.saved["learning_rates"]["reduction"],
+            **({"temperature": self.temperature} if "temperature" in self.saved else {}),
             "versions": self.saved["versions"],
             "rows": dict(self.parts.data_spec.rows),
             "not_default": not_default(self.saved["config"]),
@@ -162,6 +186,7 @@ class LateFusion:
     sequence: Trained
 
     stand_ins = {}  # a model has no say where a sample lacks its input
+    temperature = 1.0  # of the joint probabilities; each model may have its own
 
     def __post_init__(self):
         self._check_inputs()
@@ -187,6 +212,15 @@ class LateFusion:
 
     def dataset(self, split: str) -> Split:
         return self.image.dataset(split)
+
+    def modality_use(self, split: str) -> dict[str, Any]:
+        """Nothing: both are joined by a rule, and nothing has learnt to use them."""
+        return {}
+
+    def samples(self, split: str, predictions: Predictions) -> dict[str, torch.Tensor]:
+        """See Trained.samples: of each what that model reads."""
+        of_sequences = self.sequence.samples(split, predictions)
+        return of_sequences | {"image": self.image.samples(split, predictions)["image"]}
 
     def check_rows(self, split: str) -> None:
         """Raises ValueError where the two would predict other rows. Of a table of files each has read, and so digested,

@@ -9,7 +9,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from app.evaluation.sample_pictures import draw_heat_map
+
 _RIGHT, _WRONG = (23, 105, 56), (178, 24, 43)
+COLORS = ("#0072B2", "#D55E00")  # of Okabe and Ito: told apart by the colour-blind too
 _NOTHING = "0.85"  # grey, which is no colour of the heat map
 
 
@@ -63,6 +66,46 @@ def confusion_figure(counts: torch.Tensor, class_names: list[str], title: str) -
     return figure
 
 
+def reliability_figure(curves: dict[str, list[dict[str, float]]]) -> Figure:
+    """curves: what to call it -> "bins" of certainty.describe_certainty. The share that is right above the probability
+    that the model gave; below the diagonal it is too sure. The area of a point is the number of its samples."""
+    figure = Figure(figsize=(4.6, 4.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="as sure as it is right")
+    total = max((sum(of["samples"] for of in bins) for bins in curves.values()), default=1)
+    for (name, bins), color, marker in zip(curves.items(), COLORS, "os", strict=False):
+        x, y = [of["probability"] for of in bins], [of["accuracy"] for of in bins]
+        axes.plot(x, y, color=color, linewidth=1.2, alpha=0.6)
+        sizes = [12 + 150 * of["samples"] / total for of in bins]
+        axes.scatter(x, y, s=sizes, color=color, marker=marker, label=name, alpha=0.85)
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="probability of the prediction", ylabel="share that is right")
+    axes.legend(frameon=False, fontsize=9, loc="upper left", markerscale=0.7)
+    _plain(axes)
+    return figure
+
+
+def robustness_figure(curves: dict[str, list[dict[str, float]]]) -> Figure:
+    """curves: by input, "accuracy" along "noise", with its "interval_95"."""
+    figure = Figure(figsize=(3.6 * len(curves), 3.0), layout="constrained")
+    units = {"image": "1 is black to white", "sequence": "deviations"}
+    for axes, (name, curve), color in zip(
+        figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), COLORS, strict=False
+    ):
+        noise, accuracy = ([of[key] for of in curve] for key in ("noise", "accuracy"))
+        low, high = zip(*(of["interval_95"] for of in curve), strict=True)
+        axes.fill_between(noise, low, high, color=color, alpha=0.2, linewidth=0)
+        axes.plot(noise, accuracy, color=color, marker="o", markersize=4)
+        axes.set(ylim=(0, 1.02), xlabel=f"noise on the {name} ({units[name]})", ylabel="accuracy")
+        _plain(axes)
+    return figure
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.92", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
 def augmentation_figure(
     before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], class_names: list[str]
 ) -> Figure:
@@ -96,7 +139,9 @@ def augmentation_figure(
                 axes.imshow(batch["image"][row].permute(1, 2, 0).cpu().clamp(0, 1).numpy())
                 axes.set(xticks=[], yticks=[])
             else:
-                _draw_sequence(axes, batch["sequence"][row, : batch["length"][row]].cpu(), limit)
+                draw_heat_map(axes, batch["sequence"][row, : batch["length"][row]].cpu(), limit)
+                axes.tick_params(labelsize=9)
+                axes.locator_params(integer=True)
                 axes.set_xlim(0, max(int(of["length"][row]) for of in (before, after)))
     if 1 in columns:
         for axes in grid[-1, -2:]:
@@ -113,16 +158,6 @@ def pixels_of(figure: Figure) -> torch.Tensor:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return torch.from_numpy(np.asarray(canvas.buffer_rgba())[:, :, :3].copy()).permute(2, 0, 1) / 255
-
-
-def _draw_sequence(axes: Axes, frames: torch.Tensor, limit: float) -> None:
-    """frames: (T, F). Features go up, time to the right; grey where the sequence has ended."""
-    length, features = frames.shape
-    scale = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
-    axes.imshow(frames.T.numpy(), **scale, aspect="auto", origin="lower", extent=(0, length, 0, features))
-    axes.set_facecolor(_NOTHING)
-    axes.tick_params(labelsize=9)
-    axes.locator_params(integer=True)
 
 
 def _mixtures(batch: dict[str, torch.Tensor], class_names: list[str]) -> list[str]:

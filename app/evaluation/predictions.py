@@ -1,7 +1,7 @@
 """A pass over a split: the model's output for each batch, and all of it as one table."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import nn
@@ -109,6 +109,10 @@ class Predictions:
         parts |= {name: value[rows] for name, value in parts.items() if isinstance(value, torch.Tensor)}
         own = {branch: logits[rows] for branch, logits in self.unimodal_logits.items()}
         return Predictions(**parts | {"unimodal_logits": own})
+
+    def scaled(self, temperature: float) -> "Predictions":
+        """The same with the fusion's logits divided by it."""
+        return self if temperature == 1 else replace(self, logits=self.logits / temperature)
 
     def labelled(self) -> "Predictions":
         """Those whose label is known."""

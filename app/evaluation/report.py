@@ -1,25 +1,37 @@
-"""What an evaluation found: report.json, predictions.csv, a picture, and the same in words."""
+"""What an evaluation found: report.json, report.html, predictions.csv, figures, and the short form in words."""
 
 import csv
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import binomtest
+from matplotlib.figure import Figure
 
-from app.evaluation.figures import confusion_figure
+from app.evaluation.figures import confusion_figure, reliability_figure, robustness_figure
 from app.evaluation.metrics import RECALL, ClassificationMetrics
+from app.evaluation.page import make_page
 from app.evaluation.predictions import INPUTS, Predictions
+from app.evaluation.scores import (
+    accuracy_by,
+    confused_pairs,
+    describe_mistakes,
+    intervals_of_means,
+    scores_of_classes,
+    share,
+    worst_mistakes,
+)
 from app.messages import format_table, writing
 from app.records.run_log import to_json
 
-REPORT = ("report.json", "confusion_matrix.png")
+FIGURES = ("confusion_matrix", "reliability", "worst_mistakes", "robustness")
+REPORT = ("report.json", "report.html", *(f"{name}.png" for name in FIGURES))
+TABLE = 12  # classes up to which the confusion matrix is printed
 
 
-def make_report(metrics: ClassificationMetrics, predictions: Predictions) -> dict[str, Any]:
+def scores_of(metrics: ClassificationMetrics, predictions: Predictions) -> dict[str, Any]:
     """The figures of a split, as plain values.
 
     Args:
@@ -27,16 +39,19 @@ def make_report(metrics: ClassificationMetrics, predictions: Predictions) -> dic
         predictions: all labelled.
     """
     metrics.update(predictions, {"label": predictions.label, "present": predictions.present})
-    values, samples, class_names = metrics.compute(), len(predictions), predictions.class_names
-    interval = binomtest(int(predictions.correct.sum()), samples).proportion_ci(confidence_level=0.95, method="wilson")
+    values, class_names, intervals = metrics.compute(), predictions.class_names, intervals_of_means(predictions)
+    accuracy = share(int(predictions.correct.sum()), len(predictions))
     return {
-        "samples": samples,
+        "samples": len(predictions),
         "loss": values["loss"],
         "accuracy": values["accuracy"],
-        "accuracy_interval_95": [interval.low, interval.high],  # Wilson (1927)
+        "accuracy_interval_95": accuracy["interval_95"],
         "macro_f1": values["macro_f1"],
+        "macro_f1_interval_95": intervals["macro_f1"],
         "balanced_accuracy": values["balanced_accuracy"],
+        "balanced_accuracy_interval_95": intervals["balanced_accuracy"],
         "recall": {name: values[f"{RECALL}{name}"] for name in class_names},  # NaN for a class without samples
+        "classes": scores_of_classes(predictions),
         "by_present": accuracy_by(predictions.what_is_present(), predictions.correct),
         "unimodal": {
             branch: {"loss": values[f"{branch}/loss"], "accuracy": values[f"{branch}/accuracy"]}
@@ -44,15 +59,9 @@ def make_report(metrics: ClassificationMetrics, predictions: Predictions) -> dic
         },
         "class_names": class_names,
         "confusion_matrix": metrics.confusion_matrix().tolist(),  # rows: true class, columns: predicted
+        "confused_pairs": confused_pairs(predictions),
+        "worst_mistakes": describe_mistakes(predictions, worst_mistakes(predictions)),
     }
-
-
-def accuracy_by(kinds: Sequence[str], correct: torch.Tensor) -> dict[str, dict[str, float]]:
-    """{kind: {"samples", "accuracy"}}. kinds: that of each of the N samples; correct: (N,) bool."""
-    right: dict[str, list[bool]] = {}
-    for kind, is_right in zip(kinds, correct.tolist(), strict=True):
-        right.setdefault(kind, []).append(is_right)
-    return {kind: {"samples": len(r), "accuracy": sum(r) / len(r)} for kind, r in sorted(right.items())}
 
 
 def untrained_absences(predictions: Predictions, absent: Mapping[str, torch.Tensor]) -> list[str]:
@@ -90,46 +99,92 @@ def write_predictions(folder: Path, rows: list[dict]) -> str:
     return "predictions.csv"
 
 
-def write_report(folder: Path, report: dict[str, Any]) -> str:
-    """Returns the names of the files. Raises OSError that names the folder, where it cannot be written."""
-    with writing(folder):
+def write_report(folder: Path, report: dict[str, Any], mistakes: Figure | None = None) -> str:
+    """Returns the names of the files. Raises OSError that names the folder, where it cannot be written.
+
+    mistakes: picture of the worst ones.
+    """
+    figures = draw_figures(report) | ({"worst_mistakes": mistakes} if mistakes else {})
+    with writing(folder), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of a name in letters that the font lacks
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / REPORT[0]).write_text(to_json(report, indent=2) + "\n")
-        title = f"{report['split']}: accuracy {report['accuracy']:.4f}, {report['samples']} samples"
-        figure = confusion_figure(torch.tensor(report["confusion_matrix"]), report["class_names"], title)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph")  # of a name in letters that the font lacks
-            figure.savefig(folder / REPORT[1], dpi=120)
-    return ", ".join(REPORT)
+        (folder / "report.json").write_text(to_json(report, indent=2) + "\n")
+        for name, figure in figures.items():
+            figure.savefig(folder / f"{name}.png", dpi=120)
+        (folder / "report.html").write_text(make_page(report, figures), encoding="utf-8")
+    return ", ".join(name for name in REPORT if name in ("report.json", "report.html") or name[:-4] in figures)
+
+
+def draw_figures(report: dict[str, Any]) -> dict[str, Figure]:
+    """Those of FIGURES that the report has the numbers of."""
+    title = f"{report['split']}: accuracy {report['accuracy']:.4f}, {report['samples']} samples"
+    counts, calibration = torch.tensor(report["confusion_matrix"]), report.get("calibration")
+    figures = {"confusion_matrix": confusion_figure(counts, report["class_names"], title)}
+    if calibration:
+        curves = {"as it is": calibration["as_it_is"]["bins"]}
+        if after := calibration.get("with_temperature"):
+            curves[f"with temperature {calibration['temperature']['value']:.2f}"] = after["bins"]
+        figures["reliability"] = reliability_figure(curves)
+    if robustness := report.get("robustness"):
+        figures["robustness"] = robustness_figure(robustness)
+    return figures
 
 
 def describe_report(report: dict[str, Any]) -> str:
+    """The short form."""
     low, high = report["accuracy_interval_95"]
-    names = report["class_names"]
     origins = report.get("checkpoints", [report])  # of a late fusion two
     whose = " and ".join(f"{origin['checkpoint']} (epoch {origin['epoch']})" for origin in origins)
     scores = [("", "accuracy", "loss")]
     scores += [("fusion", f"{report['accuracy']:.4f}", f"{report['loss']:.4f}")]
     scores += [(f"{b} alone", f"{v['accuracy']:.4f}", f"{v['loss']:.4f}") for b, v in report["unimodal"].items()]
-    by_present = [("present", "accuracy", "samples")]
-    by_present += [(k, f"{v['accuracy']:.4f}", str(v["samples"])) for k, v in report["by_present"].items()]
-    lacks = list(report["by_present"]) != [" and ".join(INPUTS[branch] for branch in report["unimodal"])]
-    recall = {name: "-" if math.isnan(value) else f"{value:.3f}" for name, value in report["recall"].items()}
-    confusion = [("true \\ predicted", *names, "recall")] + [
-        (name, *(str(count) if count else "." for count in row), recall[name])
-        for name, row in zip(names, report["confusion_matrix"], strict=True)
+    by_present = report["by_present"]
+    lacks = list(by_present) != [" and ".join(INPUTS[branch] for branch in report["unimodal"])]
+    parts = [
+        f"{whose} on {report['split']}, {report['samples']} samples",
+        format_table(scores),
+        *([_table_of("present", by_present)] if lacks else []),
+        f"95 % interval of the accuracy: {low:.4f} to {high:.4f}; macro F1: {report['macro_f1']:.4f}; "
+        f"balanced accuracy: {report['balanced_accuracy']:.4f}",
+        "\n".join(_in_lines(report)),
+        *([_confusion_table(report)] if len(report["class_names"]) <= TABLE else []),
+        *(_table_of(column, of["groups"]) for column, of in report.get("by", {}).items()),
+        *(_describe_groups(origin) for origin in origins),
     ]
-    return "\n\n".join(
-        [
-            f"{whose} on {report['split']}, {report['samples']} samples",
-            format_table(scores),
-            *([format_table(by_present)] if lacks else []),
-            f"95 % interval of the accuracy: {low:.4f} to {high:.4f}; macro F1: {report['macro_f1']:.4f}; "
-            f"balanced accuracy: {report['balanced_accuracy']:.4f}",
-            format_table(confusion),
-            *(_describe_groups(origin) for origin in origins),
-        ]
-    )
+    return "\n\n".join(part for part in parts if part)
+
+
+def _in_lines(report: dict[str, Any]) -> Iterator[str]:
+    for name, of in report.get("modality_use", {}).get("inputs", {}).items():
+        yield f"{name} {of['in_words']}"
+    if calibration := report.get("calibration"):
+        words = f"calibration error {calibration['as_it_is']['ece']:.4f}"
+        if after := calibration.get("with_temperature"):
+            words += f", {after['ece']:.4f} with temperature {calibration['temperature']['value']:.3f}"
+        yield words
+    if pairs := report["confused_pairs"][:3]:
+        named = (f"{pair['true']} taken for {pair['predicted']} ({pair['samples']} times)" for pair in pairs)
+        yield f"most confused: {', '.join(named)}"
+    for name, curve in report.get("robustness", {}).items():
+        points = (f"{of['accuracy']:.3f} at {of['noise']:g}" for of in curve)
+        yield f"accuracy under noise on the {name}: {', '.join(points)}"
+
+
+def _table_of(kind: str, groups: dict[str, dict[str, Any]]) -> str:
+    rows = [(kind, "accuracy", "95 % interval", "samples")]
+    for name, of in groups.items():
+        low, high = of["interval_95"]
+        rows.append((name or "(empty)", f"{of['accuracy']:.4f}", f"{low:.3f} to {high:.3f}", str(of["samples"])))
+    return format_table(rows)
+
+
+def _confusion_table(report: dict[str, Any]) -> str:
+    names = report["class_names"]
+    recall = {name: "-" if math.isnan(value) else f"{value:.3f}" for name, value in report["recall"].items()}
+    rows = [("true \\ predicted", *names, "recall")]
+    for name, row in zip(names, report["confusion_matrix"], strict=True):
+        rows.append((name, *(str(count) if count else "." for count in row), recall[name]))
+    return format_table(rows)
 
 
 def _describe_groups(origin: dict[str, Any]) -> str:

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,14 @@ from app.evaluation.metrics import ClassificationMetrics
 from app.evaluation.predictions import gather, row_names
 from app.evaluation.report import (
     REPORT,
-    accuracy_by,
     describe_report,
-    make_report,
+    scores_of,
     untrained_absences,
     write_predictions,
     write_report,
 )
+from app.evaluation.sample_pictures import draw_samples
+from app.evaluation.scores import accuracy_by
 from app.training.objective import Objective
 from models.fusion_classifier import Output
 
@@ -38,9 +40,10 @@ def evaluated():
 
 
 def described(predictions):
-    about = {"checkpoint": "best.pt", "epoch": 1, "split": "test", "groups": []}
-    metrics = ClassificationMetrics(NAMES, list(predictions.unimodal_logits), Objective())
-    report = {**about, **make_report(metrics, predictions)}
+    about = {"checkpoint": "best.pt", "epoch": 1, "step": 9, "split": "test", "groups": []}
+    about |= {"weights": "", "reductions": {}, "versions": {}, "rows": {}, "not_default": []}
+    metrics = ClassificationMetrics(predictions.class_names, list(predictions.unimodal_logits), Objective())
+    report = {**about, **scores_of(metrics, predictions)}
     return report, describe_report(report)
 
 
@@ -51,13 +54,11 @@ def test_accuracy_by_what_is_present_by_hand(evaluated):
     assert [row["image_branch"] for row in rows] == ["a", "", "a", "a", "b", "b"]
     assert [row["temporal_branch"] for row in rows] == ["a", "b", "", "", "b", "b"]
     report, text = described(predictions)
-    assert report["by_present"] == {
-        "image and sequence": {"samples": 3, "accuracy": pytest.approx(2 / 3)},
-        "image only": {"samples": 2, "accuracy": 0.5},
-        "sequence only": {"samples": 1, "accuracy": 1.0},
-    }
+    found = {kind: (of["samples"], of["accuracy"]) for kind, of in report["by_present"].items()}
+    assert found == {"image and sequence": (3, pytest.approx(2 / 3)), "image only": (2, 0.5), "sequence only": (1, 1.0)}
     lines = [line.split() for line in text.splitlines()]
-    assert ["image", "only", "0.5000", "2"] in lines and ["sequence", "only", "1.0000", "1"] in lines
+    assert ["image", "only", "0.5000", "0.095", "to", "0.905", "2"] in lines
+    assert ["sequence", "only", "1.0000", "0.207", "to", "1.000", "1"] in lines
     assert report["unimodal"]["image_branch"]["accuracy"] == pytest.approx(3 / 5)
 
 
@@ -76,7 +77,9 @@ def test_the_text_speaks_of_it_only_where_a_sample_lacks_what_the_model_reads(
     evaluated, present, branches, by_present, shown
 ):
     report, text = described(evaluated([present] * 6, branches))
-    assert report["by_present"] == {by_present: {"samples": 6, "accuracy": pytest.approx(4 / 6)}}
+    assert {kind: (of["samples"], of["accuracy"]) for kind, of in report["by_present"].items()} == {
+        by_present: (6, pytest.approx(4 / 6))
+    }
     assert (f"\n{by_present} " in text) == shown
 
 
@@ -91,18 +94,21 @@ def test_predictions_without_a_report_leave_none_of_others_beside_them(evaluated
     report, _ = described(predictions)
     write_predictions(tmp_path, rows)
     write_report(tmp_path, report)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*REPORT, "predictions.csv"])
+    files = {"report.json", "report.html", "confusion_matrix.png", "predictions.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == files and files < {*REPORT, "predictions.csv"}
     write_predictions(tmp_path, rows[:2])
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.csv"]
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 3
 
 
 @pytest.mark.filterwarnings("error")
-def test_class_names_are_drawn_as_they_are(tmp_path):
+def test_class_names_are_drawn_as_they_are(evaluated, tmp_path):
     names = [r"$\foo$", "日本"]
-    report = {"split": "$a_$.csv", "accuracy": 1.0, "samples": 2, "class_names": names}
-    report["confusion_matrix"] = [[1, 0], [0, 1]]
-    assert write_report(tmp_path, report) == "report.json, confusion_matrix.png"
+    predictions = dataclasses.replace(evaluated([[1, 1]] * 6, BRANCHES), class_names=names)
+    report = described(predictions)[0] | {"split": "$a_$.csv"}
+    inputs = {"image": torch.rand(6, 3, 4, 4), "sequence": torch.rand(6, 5, 2), "length": torch.full((6,), 5)}
+    files = write_report(tmp_path, report, draw_samples(inputs, predictions))
+    assert files == "report.json, report.html, confusion_matrix.png, worst_mistakes.png"
     assert (tmp_path / "confusion_matrix.png").stat().st_size > 0
 
 

@@ -1,0 +1,79 @@
+"""How far the probabilities of labelled predictions can be trusted, and the temperature that mends them."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import minimize_scalar
+from torch.nn.functional import cross_entropy, one_hot
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from app.evaluation.predictions import Predictions
+
+BINS = 15
+TEMPERATURES = (0.05, 20.0)  # between which the best is looked for
+
+
+class Temperature(NamedTuple):
+    value: float  # logits are divided by it
+    samples: int  # that it was fitted on
+    at_limit: bool  # the best lies at or beyond an end of TEMPERATURES
+
+
+def fit_temperature(predictions: Predictions) -> Temperature:
+    """That of the lowest negative log-likelihood (Guo and others, 2017). All samples are labelled.
+
+    It has no lowest value where all are right, or all wrong: then the value is an end of TEMPERATURES.
+    """
+    logits, label = _usable(predictions)
+
+    def loss(log_temperature: float) -> float:
+        return cross_entropy(logits / np.exp(log_temperature), label).item()
+
+    low, high = np.log(TEMPERATURES)
+    best = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x
+    return Temperature(float(np.exp(best)), len(label), bool(min(best - low, high - best) < 1e-3))
+
+
+def describe_certainty(predictions: Predictions, temperature: float = 1.0) -> dict[str, Any]:
+    """Of labelled samples, with logits divided by `temperature`:
+
+    "ece": the mean difference between the probability of the prediction and the share that is right, over 15 bins of
+    that probability, weighted by their samples (L1); "brier": the mean squared distance of the probabilities from the
+    truth, summed over the classes, 0 to 2 (Brier, 1950); "nll": the mean of -log p of the true class, without the loss'
+    class weights and label smoothing; "bins": of the reliability diagram.
+    """
+    logits, label = _usable(predictions)
+    probabilities = (logits / temperature).softmax(1)
+    truth = one_hot(label, probabilities.shape[1])
+    return {
+        "ece": multiclass_calibration_error(
+            probabilities.float(), label, num_classes=probabilities.shape[1], n_bins=BINS, norm="l1"
+        ).item(),
+        "brier": (probabilities - truth).square().sum(1).mean().item(),
+        "nll": cross_entropy(logits / temperature, label).item(),
+        "bins": _bins(probabilities, label),
+    }
+
+
+def _bins(probabilities: torch.Tensor, label: torch.Tensor) -> list[dict[str, float]]:
+    """Those that have samples, by the probability of the prediction, each (above, to]."""
+    probability, prediction = probabilities.max(1)
+    right = prediction == label
+    place = (probability * BINS).ceil().long().clamp(1, BINS) - 1
+    return [
+        {
+            "above": i / BINS,
+            "to": (i + 1) / BINS,
+            "samples": int(inside.sum()),
+            "probability": probability[inside].mean().item(),
+            "accuracy": right[inside].double().mean().item(),
+        }
+        for i in range(BINS)
+        if (inside := place == i).any()
+    ]
+
+
+def _usable(predictions: Predictions) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, C) float64 and (N,). A log-probability of -inf (late fusion) becomes a very low one."""
+    return predictions.logits.double().clamp(min=-1e6), predictions.label

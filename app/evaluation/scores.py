@@ -1,0 +1,168 @@
+"""What is right and what is wrong of labelled predictions, with 95 % intervals, as plain values.
+
+Shares (accuracy, precision, recall) have Wilson's interval; F1 and what is a mean over classes a seeded percentile
+bootstrap over the samples.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from app.evaluation.predictions import Predictions
+from app.messages import nearest
+
+RESAMPLES = 1000
+PAIRS, MISTAKES = 10, 12  # how many are named
+MOST_VALUES = 50  # of a column by which samples are told apart
+NAN = float("nan")
+
+
+def share(count: int, total: int) -> dict[str, Any]:
+    """{"value", "interval_95"}; NaN of nothing."""
+    if not total:
+        return {"value": NAN, "interval_95": [NAN, NAN]}
+    interval = binomtest(count, total).proportion_ci(confidence_level=0.95, method="wilson")
+    return {"value": count / total, "interval_95": [float(interval.low), float(interval.high)]}
+
+
+def scores_of_classes(predictions: Predictions) -> dict[str, dict[str, Any]]:
+    """By class: samples, and value and interval of precision, recall and F1. NaN stands for a precision where nothing
+    was predicted as the class, a recall where it has no samples, an F1 where both."""
+    names, counts = predictions.class_names, confusion_counts(predictions)
+    right, true, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
+    label, prediction = predictions.label.numpy(), predictions.prediction.numpy()
+    _, _, f1, _ = precision_recall_fscore_support(label, prediction, labels=range(len(names)), zero_division=NAN)
+    low, high = _interval(_f1(*_resampled(counts)))
+    return {
+        name: {
+            "samples": int(true[i]),
+            "precision": share(int(right[i]), int(predicted[i])),
+            "recall": share(int(right[i]), int(true[i])),
+            "f1": {"value": float(f1[i]), "interval_95": [float(low[i]), float(high[i])]},
+        }
+        for i, name in enumerate(names)
+    }
+
+
+def intervals_of_means(predictions: Predictions) -> dict[str, list[float]]:
+    """Of macro F1 (over the classes that have samples or predictions) and of balanced accuracy (over those that have
+    samples)."""
+    right, true, predicted = _resampled(confusion_counts(predictions))
+    with np.errstate(invalid="ignore"):
+        recall = right / true
+    means = {"macro_f1": np.nanmean(_f1(right, true, predicted), 1), "balanced_accuracy": np.nanmean(recall, 1)}
+    return {name: [float(end) for end in _interval(values)] for name, values in means.items()}
+
+
+def confused_pairs(predictions: Predictions) -> list[dict[str, Any]]:
+    """The pairs of classes of which most samples are confused, and their share of the true class."""
+    class_names, counts = predictions.class_names, confusion_counts(predictions)
+    wrong = [(int(n), i, j) for (i, j), n in np.ndenumerate(counts) if i != j and n]
+    return [
+        {
+            "true": class_names[i],
+            "predicted": class_names[j],
+            "samples": n,
+            "share": n / int(counts[i].sum()),
+        }
+        for n, i, j in sorted(wrong, key=lambda pair: (-pair[0], pair[1], pair[2]))[:PAIRS]
+    ]
+
+
+def worst_mistakes(predictions: Predictions, most: int = MISTAKES) -> torch.Tensor:
+    """Places of the wrong predictions with the highest probability, the worst first."""
+    wrong = (~predictions.correct).nonzero().flatten()
+    probability = predictions.probabilities[wrong].amax(1)
+    return wrong[probability.argsort(descending=True, stable=True)][:most]
+
+
+def describe_mistakes(predictions: Predictions, places: torch.Tensor) -> list[dict[str, Any]]:
+    taken, names = predictions.take(places), predictions.class_names
+    probabilities = taken.probabilities
+    rows = zip(taken.index.tolist(), taken.label.tolist(), taken.prediction.tolist(), probabilities, strict=True)
+    return [
+        {
+            "index": index,
+            "label": names[label],
+            "prediction": names[prediction],
+            "probability": float(of_classes[prediction]),
+            "probability_of_label": float(of_classes[label]),
+        }
+        for index, label, prediction, of_classes in rows
+    ]
+
+
+def accuracy_by(kinds: Sequence[str], correct: torch.Tensor) -> dict[str, dict[str, Any]]:
+    """{kind: {"samples", "accuracy", "interval_95"}}. kinds: that of each of the N samples; correct: (N,) bool."""
+    right: dict[str, list[bool]] = {}
+    for kind, is_right in zip(kinds, correct.tolist(), strict=True):
+        right.setdefault(kind, []).append(is_right)
+    found = {kind: share(sum(of_kind), len(of_kind)) for kind, of_kind in sorted(right.items())}
+    return {
+        kind: {"samples": len(right[kind]), "accuracy": of["value"], "interval_95": of["interval_95"]}
+        for kind, of in found.items()
+    }
+
+
+def accuracy_by_column(column: str, cells: Sequence[dict[str, str]], correct: torch.Tensor) -> dict[str, Any]:
+    """{"groups": see accuracy_by, "smallest", "worst": names of groups}.
+
+    Args:
+        cells: of each of the N samples, by column.
+
+    Raises ValueError for a column that the samples do not have, and for one with too many values to be a group each.
+    """
+    known = list(dict.fromkeys(name for row in cells for name in row))
+    if not known:
+        raise ValueError(f"--by: found '{column}', but the samples have no columns; it is for data in a table of files")
+    if column not in known:
+        raise ValueError(f"--by: no column '{column}'; {nearest(column, known)}")
+    groups = accuracy_by([row.get(column, "") for row in cells], correct)
+    if len(groups) > MOST_VALUES:
+        raise ValueError(
+            f"--by: column '{column}' has {len(groups)} different values, {MOST_VALUES} are allowed; give one that "
+            "stands for groups of samples, such as speaker"
+        )
+    return {
+        "groups": groups,
+        "smallest": min(groups, key=lambda name: groups[name]["samples"]),
+        "worst": min(groups, key=lambda name: groups[name]["accuracy"]),
+    }
+
+
+def confusion_counts(predictions: Predictions) -> np.ndarray:
+    """(C, C) int64: rows are true classes, columns predictions."""
+    classes = range(len(predictions.class_names))
+    return confusion_matrix(predictions.label.numpy(), predictions.prediction.numpy(), labels=classes)
+
+
+def _f1(right: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Of each class; NaN for one that has neither samples nor predictions."""
+    with np.errstate(invalid="ignore"):
+        return 2 * right / (true + predicted)
+
+
+def _resampled(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of as many samples, drawn with replacement RESAMPLES times: those that are predicted right, that are of a class
+    and that are predicted as it, each (RESAMPLES, C)."""
+    true, predicted = counts.nonzero()  # few of the cells of many classes
+    total, generator = counts.sum(), np.random.default_rng(0)
+    drawn = generator.multinomial(total, counts[true, predicted] / total, size=RESAMPLES)
+    cells, ones = np.arange(len(true)), np.ones(len(true), dtype=np.int64)
+    shape = (len(true), len(counts))
+    of_true, of_predicted = (csr_array((ones, (cells, classes)), shape) for classes in (true, predicted))
+    of_right = csr_array(((true == predicted).astype(np.int64), (cells, true)), shape)
+    return drawn @ of_right, drawn @ of_true, drawn @ of_predicted
+
+
+def _interval(values: np.ndarray) -> np.ndarray:
+    """(RESAMPLES, ...) -> (2, ...). NaN where it is NaN throughout."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice")
+        return np.nanquantile(values, [0.025, 0.975], axis=0)
