@@ -17,8 +17,15 @@ from contextlib import ExitStack
 
 from app.commands.build import Run, build_run
 from app.commands.describe import describe_end, describe_run, describe_scores
-from app.commands.open_run import open_run_folder
-from app.commands.pictures import draw_augmentation, draw_predictions, save_picture
+from app.commands.open_run import open_run_folder, open_run_log
+from app.commands.pictures import (
+    draw_augmentation,
+    draw_reliability,
+    draw_validation,
+    embeddings,
+    recordings,
+    save_picture,
+)
 from app.commands.root_config import load_config
 from app.commands.trained import load_model
 from app.evaluation.figures import pixels_of
@@ -87,11 +94,11 @@ def train(run: Run) -> None:
     config, parts, position, rates = run.config, run.parts, run.position, run.learning_rates
     best_weights, loaders = run.best_weights, run.loaders
     starvation, started = Starvation(config.statistics), time.monotonic()
-    resume_after = position.step if run.resumed_from else None
-    run_log = RunLog(run.folder, [group.name for group in run.groups], parts.branches, resume_after)
-
-    if isinstance(loaders["train"].dataset, Augmented) and not run.resumed_from:
-        run_log.board.augmentation(pixels_of(draw_augmentation(run)))
+    run_log = open_run_log(run)
+    if not run.resumed_from:
+        run_log.board.recordings(recordings(run))
+        if isinstance(loaders["train"].dataset, Augmented):
+            run_log.board.pictures(0, {"train/augmentation": pixels_of(draw_augmentation(run))})
     if position.epoch >= config.run.epochs:
         print(f"nothing left to train: {position.epoch} epochs are finished, run.epochs is {config.run.epochs}")
     for epoch in range(position.epoch, config.run.epochs):
@@ -109,7 +116,7 @@ def train(run: Run) -> None:
         monitors = {f"val/{name}": value for name, value in val.items()}
         events = rates.after_validation(monitors, epoch=position.epoch, step=position.step)
         events = best_weights.keep(events)
-        run_log.validation(now, val, rates.curves(), draw_predictions(run))
+        run_log.validation(now, val, rates.curves(), draw_validation(run))
         if config.statistics.histograms_every and position.epoch % config.statistics.histograms_every == 0:
             run_log.histograms(now, run.groups)
         print(f"epoch {position.epoch}/{config.run.epochs}  {describe_scores(val, parts.branches)}")
@@ -127,14 +134,18 @@ def train(run: Run) -> None:
             save_if_best(run, val, train_loss)
         save_checkpoint(run.folder / "checkpoints" / "last.pt", run.checkpoint(val))
 
-    run_log.close()
     # There is no best.pt where its metric was never a number, and no last.pt either where a checkpoint that was copied
     # out of a finished run leaves nothing to train.
     paths = [run.folder / "checkpoints" / "best.pt", run.folder / "checkpoints" / "last.pt", run.resumed_from]
     best_path = next(path for path in paths if path and path.exists())
     best = load_checkpoint(best_path)
     load_model(parts.model, best, best_path)
+    run.validate(parts.model)
+    run_log.board.pictures(position.step, {"val/reliability": draw_reliability(run)})
+    if config.statistics.projector:
+        run_log.embeddings(position.step, *embeddings(run))
     test = run.validate(parts.model, "test")
+    run_log.end(position.step, test)
     print(describe_end(run, test, best, best_path, time.monotonic() - started))
 
 

@@ -1,5 +1,6 @@
 """One split of a data source."""
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -37,6 +38,11 @@ class Split(Dataset):
     def cells(self, index: int) -> dict[str, str]:
         """What the source calls that sample: texts by column, for predictions.csv."""
         return {}
+
+    def recording(self, index: int) -> tuple[np.ndarray, int] | None:
+        """What that sample's sequence was made of, where it was a recording: (samples,) float32, and their rate in
+        Hz."""
+        return None
 
 
 class PreparedSplit(Split):

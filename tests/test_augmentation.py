@@ -33,7 +33,7 @@ def test_a_resumed_run_sees_the_samples_of_an_unbroken_one(run):
     assert a["position"]["epoch"] == b["position"]["epoch"] == 2
     assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
     for folder in (straight, resumed):  # once, at the beginning
-        events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0}).Reload()
+        events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
         assert [event.step for event in events.Images("train/augmentation")] == [0]
         assert {event.step for event in events.Images("val/predictions")} == {6, 12}
 

@@ -18,6 +18,8 @@ import pytest
 import torch
 import torchvision
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import evaluate
 import train
@@ -27,7 +29,6 @@ from app.learning_rates.rules import Improvement
 from app.param_groups.optimizer import build_optimizer
 from app.records import checkpoint as checkpoints
 from app.records.environment import environment_digests
-from app.records.tensorboard import HYPERPARAMETERS
 from app.training import precision
 from app.training.group_stats import MOMENTS, STATISTICS
 from app.training.state import STATE, Position
@@ -38,7 +39,7 @@ SMOKE = str(ROOT / "configs" / "smoke.yaml")
 # Far above what anything here takes: it ends a hang, and measures nothing.
 HANG_GUARD = 30 * 60  # seconds
 BRANCHES = ("image_branch", "temporal_branch")
-DOCUMENTED = {"config.yaml", "metrics.jsonl", "lr_events.jsonl", "tensorboard", "checkpoints"}
+DOCUMENTED = {"config.yaml", "metrics.jsonl", "lr_events.jsonl", "events", "groups", "checkpoints"}
 
 
 def run(script: str, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
@@ -91,14 +92,14 @@ def test_a_run_prints_its_groups_its_score_and_what_to_do_next(smoke):
 @pytest.mark.slow
 def test_a_run_leaves_the_documented_files(smoke):
     folder, _ = smoke
-    assert {path.name for path in folder.iterdir()} == DOCUMENTED
+    assert files_in(folder) == DOCUMENTED
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
 
     records = lines(folder / "metrics.jsonl")
     assert [r["epoch"] for r in records if r["kind"] == "val"] == [1, 2]
     stats = [r for r in records if r["kind"] == "stats"]
     assert [r["step"] for r in stats] == [10, 20, 30, 40, 50, 60]
-    wanted = {*HYPERPARAMETERS, *STATISTICS, *MOMENTS}
+    wanted = {"lr", "effective_lr", "weight_decay", "beta1", "beta2", *STATISTICS, *MOMENTS}
     assert all(set(r["groups"]) == set(GROUP_NAMES) for r in stats)
     assert all(set(values) >= wanted for r in stats for values in r["groups"].values())
     assert sum(values["grad_share"] for values in stats[-1]["groups"].values()) == pytest.approx(1)
@@ -108,29 +109,74 @@ def test_a_run_leaves_the_documented_files(smoke):
     assert event["to"] == pytest.approx(0.3 * event["from"])
 
 
+def files_in(run_folder: Path) -> set[str]:
+    """Names; those of event files without their number."""
+    return {path.name.partition(".out.")[0] for path in run_folder.iterdir()}
+
+
+def events_in(folder: Path) -> EventAccumulator:
+    """Of one run of TensorBoard, not of its sub-runs."""
+    return EventAccumulator(str(folder), size_guidance={"images": 0, "tensors": 0}).Reload()
+
+
 @pytest.mark.slow
-def test_tensorboard_holds_every_tag_and_the_charts(smoke):
+def test_tensorboard_has_every_tag_in_the_run_where_it_belongs(smoke):
     folder, _ = smoke
-    events = EventAccumulator(str(folder / "tensorboard"))
-    events.Reload()
-    tags = events.Tags()
-    curves = ("reduction", "plateau_best", "plateau_bad_validations", "plateau_cooldown")
-    scalars = {f"{s}/{g}" for s in (*HYPERPARAMETERS, *STATISTICS, *MOMENTS, *curves) for g in GROUP_NAMES}
-    scalars |= {"update_ratio_between/image_branch_over_temporal_branch", "lr_event/image_branch"}
-    scalars |= {"train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/macro_f1"}
-    scalars |= {"val/balanced_accuracy", *(f"val/recall/{digit}" for digit in range(10))}
-    scalars |= {f"val/{branch}/{metric}" for branch in BRANCHES for metric in ("loss", "accuracy")}
-    assert set(tags["scalars"]) == scalars
-    assert "val/predictions" in tags["images"]
-    assert "lr_events/image_branch/text_summary" in tags["tensors"]
-    assert "custom_scalars__config__" in tags["tensors"]
-    assert [e.value for e in events.Scalars("reduction/image_branch")] == pytest.approx([1, 0.3])
-    assert [(e.step, e.value) for e in events.Scalars("lr_event/image_branch")] == [(66, pytest.approx(1.5e-4))]
-    last = [r for r in lines(folder / "metrics.jsonl") if r["kind"] == "stats"][-1]
+    own = events_in(folder)
+    scalars = {"4_statistics/update_ratio_image_branch_over_temporal_branch"}
+    scalars |= {f"{section}/{name}" for section in ("1_val", "3_train", "7_test") for name in ("loss", "accuracy")}
+    scalars |= {
+        "6_classes/macro_f1",
+        "6_classes/balanced_accuracy",
+        *(f"6_classes/recall/{digit}" for digit in range(10)),
+    }
+    assert set(own.Tags()["scalars"]) == scalars
+    pictures = {"predictions", "worst_mistakes", "confusion_matrix", "reliability"}
+    assert set(own.Tags()["images"]) == {f"val/{name}" for name in pictures}
+    assert [event.step for event in own.Images("val/confusion_matrix")] == [33, 66]
+    texts = {f"{name}/text_summary" for name in ("1_groups", "2_lr_events", "3_config")}
+    assert texts < set(own.Tags()["tensors"])
+    (text,) = [event.tensor_proto.string_val[0].decode() for event in own.Tensors("2_lr_events/text_summary")]
+    assert text.startswith("epoch 2, step 66: lr of image_branch 0.0005 -> 0.00015 (plateau): ")
+
+    statistics = {name for name in (*STATISTICS, *MOMENTS) if not name.startswith("clipped_")}
+    first = {"lr", "update_ratio", "grad_norm", "grad_share"}
+    rules = {f"5_rules/{name}" for name in ("reduction", "plateau_best", "plateau_bad_validations", "plateau_cooldown")}
+    records = [record for record in lines(folder / "metrics.jsonl") if record["kind"] == "stats"]
+    assert sorted(path.name for path in (folder / "groups").iterdir()) == sorted(GROUP_NAMES)
     for group in GROUP_NAMES:
-        recorded = events.Scalars(f"grad_norm/{group}")[-1]
-        assert recorded.value == pytest.approx(last["groups"][group]["grad_norm"], rel=1e-6)
-        assert recorded.step == last["step"]
+        events = events_in(folder / "groups" / group)
+        expected = (
+            {f"4_statistics/{name}" for name in statistics - first} | {f"2_groups/{name}" for name in first} | rules
+        )
+        expected |= {"1_val/loss", "1_val/accuracy"} if group in BRANCHES else set()
+        expected |= {"2_groups/lr_event"} if group == "image_branch" else set()
+        assert set(events.Tags()["scalars"]) == expected
+        drawn = [(event.step, event.value) for event in events.Scalars("2_groups/grad_norm")]
+        assert drawn == [(r["step"], pytest.approx(r["groups"][group]["grad_norm"], rel=1e-6)) for r in records]
+    events = events_in(folder / "groups" / "image_branch")
+    assert [event.value for event in events.Scalars("5_rules/reduction")] == pytest.approx([1, 0.3])
+    assert [(e.step, e.value) for e in events.Scalars("2_groups/lr_event")] == [(66, pytest.approx(1.5e-4))]
+    at_66 = [event.value for event in events.Scalars("2_groups/lr") if event.step == 66]
+    assert at_66 == pytest.approx([5e-4, 1.5e-4])  # a vertical line
+
+
+@pytest.mark.slow
+def test_the_page_of_hparams_has_each_group_and_the_final_scores(smoke):
+    plugin = events_in(smoke[0]).summary_metadata
+    content = {
+        tag.rpartition("/")[2]: HParamsPluginData.FromString(plugin[tag].plugin_data.content)
+        for tag in plugin
+        if tag.startswith("_hparams_")
+    }
+    started = content["session_start_info"].session_start_info.hparams
+    assert (
+        started["image_branch.lr"].number_value == 5e-4 and started["temporal_branch.betas"].string_value == "0.9, 0.98"
+    )
+    assert {name.partition(".")[0] for name in started} == {*GROUP_NAMES, "seed"}
+    metrics = [info.name.tag for info in content["experiment"].experiment.metric_infos]
+    assert metrics == ["1_val/accuracy", "1_val/loss", "7_test/accuracy", "7_test/loss"]
+    assert content["session_end_info"].session_end_info.status == STATUS_SUCCESS
 
 
 @pytest.mark.slow
@@ -296,8 +342,9 @@ def test_of_two_resumes_of_one_run_one_trains_and_the_other_is_refused(tmp_path)
     assert len(refused.splitlines()) == 1
 
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["smoke"]
-    assert {path.name for path in (tmp_path / "b" / "smoke").iterdir()} == DOCUMENTED
-    assert len(list((tmp_path / "b" / "smoke" / "tensorboard").iterdir())) == 2  # one for each time it trained
+    assert files_in(tmp_path / "b" / "smoke") == DOCUMENTED
+    of_head = tmp_path / "b" / "smoke" / "groups" / "fusion_head"
+    assert len(list(of_head.iterdir())) == 2  # one for each time it trained
     for name in ("metrics.jsonl", "lr_events.jsonl"):
         assert len({(tmp_path / x / "smoke" / name).read_text() for x in "ab"}) == 1
     for name in ("last.pt", "best.pt"):
@@ -319,7 +366,7 @@ def test_a_run_is_locked_while_it_trains_and_taken_over_after_a_kill(tmp_path, c
     process.send_signal(signal.SIGINT)
     output, error = process.communicate(timeout=HANG_GUARD)
     assert process.returncode == 130 and f"interrupted; continue with --resume {folder}/checkpoints/last.pt" in error
-    assert {path.name for path in folder.iterdir()} == DOCUMENTED
+    assert files_in(folder) == DOCUMENTED
 
     process = start_training(tmp_path, "run.epochs=1000", "--resume", "auto")
     wait_for(folder / "lock.json", process)
@@ -328,7 +375,7 @@ def test_a_run_is_locked_while_it_trains_and_taken_over_after_a_kill(tmp_path, c
     assert {path.name for path in folder.iterdir()} >= {"lock", "lock.json"}
     output = train_smoke(tmp_path, "run.epochs=1", "--resume", str(folder / "checkpoints" / "last.pt"))
     assert f"taking over {folder}, which process {process.pid} on" in output
-    assert {path.name for path in folder.iterdir()} == DOCUMENTED
+    assert files_in(folder) == DOCUMENTED
 
 
 def test_nothing_to_resume_is_said_and_an_empty_name_refused(tmp_path, capsys):
@@ -438,7 +485,7 @@ def test_a_training_whose_output_nobody_takes_goes_on_to_its_end(redirection, tm
     """Each stream on its own: tests/app/test_errors.py."""
     result = run_in_shell(redirection, f"run.folder={tmp_path}", "run.epochs=1")
     assert result.returncode == 0, result.stderr
-    assert {path.name for path in (tmp_path / "smoke").iterdir()} == DOCUMENTED
+    assert files_in(tmp_path / "smoke") == DOCUMENTED
     records = lines(tmp_path / "smoke" / "metrics.jsonl")
     assert [(record["kind"], record["step"]) for record in records] == [
         *((kind, step) for step in (10, 20, 30) for kind in ("train", "stats")), ("val", 33)
@@ -530,7 +577,7 @@ def test_a_disk_that_is_full_when_the_logs_are_written(small_disk):
     result = run("train.py", "--config", SMOKE, f"run.folder={disk}", "data.batch_size=256", "statistics.every=1")
     assert result.returncode == 1
     error = result.stderr.splitlines()[-1]
-    assert re.search(rf"error: {disk}/smoke/(metrics.jsonl|tensorboard) could not be written: the disk is full$", error)
+    assert re.search(rf"error: {disk}/smoke(/metrics.jsonl)? could not be written: the disk is full$", error)
     assert "Traceback" not in result.stderr and "Exception" not in result.stderr
 
 
@@ -590,7 +637,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_with_1_and_names_its_group(t
     result = run("train.py", "--config", SMOKE, f"run.folder={tmp_path}", "optimizer.groups.temporal_branch.lr=1e38")
     assert result.returncode == 1
     assert "was not finite at step" in result.stderr.splitlines()[-1]
-    assert {path.name for path in (tmp_path / "smoke").iterdir()} <= DOCUMENTED
+    assert files_in(tmp_path / "smoke") <= DOCUMENTED
 
 
 @pytest.mark.slow
@@ -910,11 +957,10 @@ def test_evaluate_warns_of_slow_bf16_too(smoke, tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_histograms_are_written_when_asked_for(tmp_path, train_here):
     train_here(tmp_path, "run.epochs=2", "statistics.histograms_every=2")
-    events = EventAccumulator(str(tmp_path / "smoke" / "tensorboard"))
-    events.Reload()
-    expected = {f"{kind}/{group}" for kind in ("weights", "gradients") for group in GROUP_NAMES}
-    assert set(events.Tags()["histograms"]) == expected
-    assert [e.step for e in events.Histograms("weights/image_branch")] == [66]
+    for group in GROUP_NAMES:
+        events = events_in(tmp_path / "smoke" / "groups" / group)
+        assert set(events.Tags()["histograms"]) == {"weights", "gradients"}
+        assert [event.step for event in events.Histograms("weights")] == [66]
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from torch import nn
 from app.commands.root_config import Config, read_part, rename_run
 from app.config import differences
 from app.evaluation.metrics import ClassificationMetrics, check_monitor, metric_names
-from app.evaluation.predictions import validate
+from app.evaluation.predictions import Predictions, validate
 from app.learning_rates.best_weights import BestWeights
 from app.learning_rates.exhaustion import never_exhausted
 from app.learning_rates.learning_rates import LearningRates
@@ -92,6 +92,7 @@ class Run:
     resumed_val: dict[str, float] = field(default_factory=dict)  # the validation of that checkpoint
     notes: list[str] = field(default_factory=list)  # what a resume changed, starts afresh, leads to
     folder: Path | None = None
+    predictions: Predictions | None = None  # of the last validation
 
     @property
     def position(self) -> Position:
@@ -116,8 +117,9 @@ class Run:
         }
 
     def validate(self, model: nn.Module, split: str = "val") -> dict[str, float]:
-        """The metrics of a whole split."""
-        return validate(model, self.loaders[split], self.metrics, **self.placement)
+        """The metrics of a whole split; `predictions` are what they are of."""
+        metrics, self.predictions = validate(model, self.loaders[split], self.metrics, **self.placement)
+        return metrics
 
     @property
     def placement(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from app.evaluation.metrics import best_of
 from app.messages import writing
 from app.records.checkpoint import copy_checkpoint, load_checkpoint
 from app.records.run_folder import create_run_folder, lock_run_folder, remove_unfinished_saves, run_folder_of
+from app.records.run_log import RunLog
 
 SKIPPED = "skipped_rows.csv"
 
@@ -33,6 +34,18 @@ def open_run_folder(run: Run, at_end: ExitStack) -> None:
             writer.writerows(skipped)
     else:
         (run.folder / SKIPPED).unlink(missing_ok=True)  # of a run that is resumed with a mended table
+
+
+def open_run_log(run: Run) -> RunLog:
+    return RunLog(
+        run.folder,
+        run.groups,
+        run.parts.branches,
+        clip_norm=run.config.optimizer.clip_norm,
+        plans=run.learning_rates.plans(),
+        seed=run.config.run.seed,
+        resume_after=run.position.step if run.resumed_from else None,
+    )
 
 
 def _set_later_checkpoints_aside(run: Run) -> None:

@@ -3,13 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
 from app.commands.build import Run
-from app.evaluation.figures import augmentation_figure, prediction_grid
+from app.evaluation.certainty import describe_certainty
+from app.evaluation.figures import augmentation_figure, pixels_of, reliability_figure
 from app.evaluation.predictions import Predictions, predict
-from app.evaluation.sample_pictures import draw_samples
+from app.evaluation.sample_pictures import draw_confusion, draw_samples
 from app.evaluation.scores import worst_mistakes
 from app.messages import writing
 from data.augmentation.augmented import Augmented
@@ -18,16 +21,53 @@ from data.transforms import network_image_to_rgb
 from models.pretrained import ImageWeights
 
 _SHOWN = 8  # training samples
+_PREDICTIONS = 4  # samples for validation
 
 
-def draw_predictions(run: Run) -> torch.Tensor:
-    """The first 16 samples for validation with their predictions, as one picture (3, H, W) in [0, 1]."""
-    batch, output = next(predict(run.parts.model, run.loaders["val"], **run.placement))
-    weights = run.parts.image_weights
-    images = network_image_to_rgb(batch["image"][:16], weights.mean, weights.std)
-    images[~batch["present"][:16, 0]] = 1.0  # white: there is none
-    probabilities = output.logits[:16].float().softmax(1)
-    return prediction_grid(images, probabilities, batch["label"][:16], run.parts.class_names)
+def draw_validation(run: Run) -> dict[str, torch.Tensor]:
+    """Of the last validation, each (3, H, W) in [0, 1]: the first samples, the worst mistakes where there are any, and
+    the confusion matrix."""
+    found, counts = run.predictions, run.metrics.confusion_matrix()
+    shown = {"predictions": found.take(torch.arange(min(_PREDICTIONS, len(found))))}
+    shown["worst_mistakes"] = found.take(worst_mistakes(found, _PREDICTIONS))
+    split, weights = run.parts.splits["val"], run.parts.image_weights
+    pictures = {
+        name: draw_samples(samples_to_draw(split, taken.index, weights), taken)
+        for name, taken in shown.items()
+        if len(taken)
+    }
+    pictures["confusion_matrix"] = draw_confusion(counts, run.parts.class_names)
+    return {name: to_tensor(picture) for name, picture in pictures.items()}
+
+
+def draw_reliability(run: Run) -> torch.Tensor:
+    """Of the last validation, (3, H, W) in [0, 1]."""
+    bins = describe_certainty(run.predictions)["bins"]
+    return pixels_of(reliability_figure({f"epoch {run.position.epoch}": bins}))
+
+
+def embeddings(run: Run) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """What each branch makes of the samples for validation, (N, D), and the classes of these."""
+    values: dict[str, list[torch.Tensor]] = {branch: [] for branch in run.parts.branches}
+    labels: list[int] = []
+    for batch, output in predict(run.parts.model, run.loaders["val"], **run.placement):
+        labels += batch["label"].tolist()
+        for branch, of_batch in output.embeddings.items():
+            values[branch].append(of_batch.float().cpu())
+    classes = [run.parts.class_names[label] for label in labels]
+    return {branch: torch.cat(of_branch) for branch, of_branch in values.items()}, classes
+
+
+def recordings(run: Run) -> list[tuple[np.ndarray, int]]:
+    """Of the samples that draw_validation shows first, those that were recordings: (samples,) float32, rate in Hz."""
+    split = run.parts.splits["val"]
+    heard = (split.recording(place) for place in range(min(_PREDICTIONS, len(split))))
+    return [recording for recording in heard if recording is not None]
+
+
+def to_tensor(picture: Image.Image) -> torch.Tensor:
+    """(3, H, W) in [0, 1]"""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
 
 
 def samples_to_draw(split: Split, places: torch.Tensor, weights: ImageWeights) -> dict[str, torch.Tensor]:
@@ -45,13 +85,13 @@ def samples_to_draw(split: Split, places: torch.Tensor, weights: ImageWeights) -
     return {"image": image, "sequence": sequence, "length": batch["length"][first]}
 
 
-def draw_mistakes(trained: Any, split: str, predictions: Predictions) -> Figure | None:
+def draw_mistakes(trained: Any, split: str, predictions: Predictions) -> Image.Image | None:
     """The worst ones of labelled predictions, with both inputs; None where there are none.
 
     trained: a Trained or a LateFusion of app/commands/trained.py.
     """
     taken = predictions.take(worst_mistakes(predictions))
-    return draw_samples(trained.samples(split, taken), taken) if len(taken) else None
+    return draw_samples(trained.samples(split, taken), taken, columns=2) if len(taken) else None
 
 
 def draw_augmentation(run: Run) -> Figure:

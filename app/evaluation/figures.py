@@ -1,4 +1,4 @@
-"""Pictures: samples with their predictions, samples before and after augmentation, and the confusion matrix."""
+"""Figures by matplotlib: of a report, and of samples before and after augmentation."""
 
 import textwrap
 
@@ -7,42 +7,9 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
 
-from app.evaluation.sample_pictures import draw_heat_map
-
-_RIGHT, _WRONG = (23, 105, 56), (178, 24, 43)
 COLORS = ("#0072B2", "#D55E00")  # of Okabe and Ito: told apart by the colour-blind too
 _NOTHING = "0.85"  # grey, which is no colour of the heat map
-
-
-def prediction_grid(
-    images: torch.Tensor,
-    probabilities: torch.Tensor,
-    labels: torch.Tensor,
-    class_names: list[str],
-    columns: int = 8,
-) -> torch.Tensor:
-    """images (N, 3, H, W) in [0, 1], probabilities (N, C), labels (N,) -> (3, H', W') in [0, 1].
-
-    Each image stands above a bar with the predicted class and its probability, green if right; if wrong, red
-    and with the true class.
-    """
-    side, bar = 96, 18
-    rows = -(-len(images) // columns)
-    canvas = Image.new("RGB", (columns * side, rows * (side + bar)), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=12)
-    pixels = (images.permute(0, 2, 3, 1).cpu().numpy() * 255).astype(np.uint8)
-    for i, (array, row, label) in enumerate(zip(pixels, probabilities.tolist(), labels.tolist(), strict=True)):
-        x, y = i % columns * side, i // columns * (side + bar)
-        canvas.paste(Image.fromarray(array).resize((side, side), Image.Resampling.NEAREST), (x, y))
-        predicted = int(np.argmax(row))
-        text = f"{class_names[predicted]}  {row[predicted]:.0%}"
-        if predicted != label:
-            text += f"  (is {class_names[label]})"
-        draw.rectangle((x, y + side, x + side - 1, y + side + bar), fill=_RIGHT if predicted == label else _WRONG)
-        draw.text((x + 4, y + side + 1), text, fill="white", font=font)
-    return torch.from_numpy(np.array(canvas)).permute(2, 0, 1) / 255
 
 
 def confusion_figure(counts: torch.Tensor, class_names: list[str], title: str) -> Figure:
@@ -139,9 +106,7 @@ def augmentation_figure(
                 axes.imshow(batch["image"][row].permute(1, 2, 0).cpu().clamp(0, 1).numpy())
                 axes.set(xticks=[], yticks=[])
             else:
-                draw_heat_map(axes, batch["sequence"][row, : batch["length"][row]].cpu(), limit)
-                axes.tick_params(labelsize=9)
-                axes.locator_params(integer=True)
+                _draw_sequence(axes, batch["sequence"][row, : batch["length"][row]].cpu(), limit)
                 axes.set_xlim(0, max(int(of["length"][row]) for of in (before, after)))
     if 1 in columns:
         for axes in grid[-1, -2:]:
@@ -158,6 +123,16 @@ def pixels_of(figure: Figure) -> torch.Tensor:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return torch.from_numpy(np.asarray(canvas.buffer_rgba())[:, :, :3].copy()).permute(2, 0, 1) / 255
+
+
+def _draw_sequence(axes: Axes, frames: torch.Tensor, limit: float) -> None:
+    """frames: (T, F). Features go up, time to the right; grey where the sequence has ended."""
+    length, features = frames.shape
+    scale = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+    axes.imshow(frames.T.numpy(), **scale, aspect="auto", origin="lower", extent=(0, length, 0, features))
+    axes.set_facecolor(_NOTHING)
+    axes.tick_params(labelsize=9)
+    axes.locator_params(integer=True)
 
 
 def _mixtures(batch: dict[str, torch.Tensor], class_names: list[str]) -> list[str]:

@@ -60,14 +60,19 @@ def validate(
     *,
     device: torch.device,
     precision: str,
-) -> dict[str, float]:
-    """The metrics of the whole split."""
+) -> tuple[dict[str, float], "Predictions"]:
+    """The metrics of the whole split, and what they are of."""
     metrics.to(device)
     for metric in metrics.metrics.values():
         metric.reset()
-    for batch, output in predict(model, loader, device=device, precision=precision):
-        metrics.update(output, batch)
-    return metrics.compute()
+
+    def counted() -> Iterator[tuple]:
+        for batch, output in predict(model, loader, device=device, precision=precision):
+            metrics.update(output, batch)
+            yield batch, output
+
+    predictions = gather(counted(), metrics.class_names, metrics.branches)
+    return metrics.compute(), predictions
 
 
 @dataclass(frozen=True)

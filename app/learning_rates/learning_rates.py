@@ -257,7 +257,8 @@ class LearningRates:
 
     def curves(self) -> dict[str, dict[str, float]]:
         """{statistic: {group, or group.i for its i-th rule: value}}: what the rules have counted so far."""
-        curves = {"reduction": dict(self.reduction)}
+        reduced = {rule.group for rule in self.rules}
+        curves = {"reduction": {name: factor for name, factor in self.reduction.items() if name in reduced}}
         for rule in self.rules:
             alone = sum(other.group == rule.group for other in self.rules) == 1
             label = rule.group if alone else f"{rule.group}.{rule.index}"

@@ -183,6 +183,12 @@ def describe_groups(groups: list[Group]) -> list[dict[str, Any]]:
 
 def group_table(groups: list[Group]) -> str:
     """The groups with their values, one a line."""
+    rows = group_rows(groups)
+    return format_table([tuple(rows[0]), *(tuple(row.values()) for row in rows)], left=(0, 1))
+
+
+def group_rows(groups: list[Group]) -> list[dict[str, str]]:
+    """Of each group its cells, by column."""
     rows = []
     for group in groups:
         entry = group.param_groups[0]
@@ -201,7 +207,7 @@ def group_table(groups: list[Group]) -> str:
         }
         row["options"] = ", ".join(f"{key}={value}" for key, value in group.config.options.items()) or "-"
         rows.append(row)
-    return format_table([tuple(rows[0]), *(tuple(row.values()) for row in rows)], left=(0, 1))
+    return rows
 
 
 def parameter_table(groups: list[Group]) -> str:

@@ -9,7 +9,7 @@ import torch
 
 from app.learning_rates.events import LrEvent
 from app.messages import writing
-from app.param_groups.groups import Group
+from app.param_groups.groups import Group, group_rows
 from app.records.tensorboard import TensorBoard
 from app.training.group_stats import ratio_between
 from app.training.objective import BRANCHES
@@ -22,33 +22,55 @@ class RunLog:
     `now` is {"step": finished optimizer steps, "epoch": counted from 1}.
 
     Args:
+        clip_norm: of the groups without one of their own.
+        plans: a row for each group, in words: its schedule, its reductions.
+        seed: of the run.
         resume_after: the step of the checkpoint that a run continues from; what was written later is dropped.
     """
 
-    def __init__(self, folder: Path, group_names: list[str], branches: list[str], resume_after: int | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        groups: list[Group],
+        branches: list[str],
+        *,
+        clip_norm: float | None,
+        plans: list[dict[str, str]],
+        seed: int,
+        resume_after: int | None = None,
+    ):
         self.metrics = JsonLines(folder / "metrics.jsonl", resume_after)
         self.events = JsonLines(folder / "lr_events.jsonl", resume_after)
-        self.board = TensorBoard(folder / "tensorboard", group_names, branches, resume_after)
-        self.board.config((folder / "config.yaml").read_text())
+        self.board = TensorBoard(folder, [group.name for group in groups], branches, resume_after)
+        self.not_drawn = {group.name: _never_changing(group, clip_norm) for group in groups}
+        config, tables = (folder / "config.yaml").read_text(), [group_rows(groups), plans]
+        self.board.about(config, tables, _hparams(groups, seed))
 
     def training(self, now: dict, reading: Reading) -> None:
         values, groups = {"loss": reading.loss, "accuracy": reading.accuracy}, reading.groups
         self.metrics.write({**now, "kind": "train", **values})
         self.metrics.write({**now, "kind": "stats", "groups": groups})
         self.board.train(now["step"], values)
-        self.board.groups(now["step"], groups)
+        drawn = {
+            group: {name: value for name, value in of.items() if name not in self.not_drawn[group]}
+            for group, of in groups.items()
+        }
+        self.board.groups(now["step"], drawn)
         ratio = ratio_between(groups, *BRANCHES)
         if ratio is not None:
             self.board.between_groups(now["step"], *BRANCHES, ratio)
 
     def validation(
-        self, now: dict, metrics: dict[str, float], curves: dict[str, dict[str, float]], picture: torch.Tensor | None
+        self,
+        now: dict,
+        metrics: dict[str, float],
+        curves: dict[str, dict[str, float]],
+        pictures: dict[str, torch.Tensor] | None = None,
     ) -> None:
-        """curves: see LearningRates.curves; picture: sample predictions, (3, H, W) in [0, 1]."""
+        """curves: see LearningRates.curves; pictures: of the validation by name, each (3, H, W) in [0, 1]."""
         self.metrics.write({**now, "kind": "val", **metrics})
         self.board.validation(now["step"], metrics, curves)
-        if picture is not None:
-            self.board.predictions(now["step"], picture)
+        self.board.pictures(now["step"], {f"val/{name}": picture for name, picture in (pictures or {}).items()})
 
     def restored(self, now: dict, metrics: dict[str, float]) -> None:
         """The validation of weights that restore_best has put back. A kind of its own: a replay must not count it."""
@@ -63,15 +85,51 @@ class RunLog:
 
     def lr_events(self, now: dict, events: list[LrEvent]) -> None:
         """Into the file, onto the board and the terminal."""
-        for event in events:
-            record, text = event.as_record(), event.describe()
+        if not events:
+            return
+        records, texts = [event.as_record() for event in events], [event.describe() for event in events]
+        for record, text in zip(records, texts, strict=True):
             self.events.write({**now, **record})
-            self.board.lr_event(now["step"], record, text)
             print(f"  {text}")
+        when = f"epoch {now['epoch']}, step {now['step']}"
+        self.board.lr_events(now["step"], records, "\n\n".join(f"{when}: {text}" for text in texts))
+
+    def embeddings(self, step: int, of_branches: dict[str, torch.Tensor], classes: list[str]) -> None:
+        """of_branches: each (N, D); classes: of the N samples."""
+        for branch, values in of_branches.items():
+            self.board.embeddings(step, branch, values, classes)
+
+    def end(self, step: int, test: dict[str, float]) -> None:
+        """Of a run that has come to its end."""
+        self.board.test(step, test)
+        self.board.end()
+        self.close()
 
     def close(self) -> None:
         for file in (self.metrics, self.events, self.board):
             file.close()
+
+
+def _never_changing(group: Group, clip_norm: float | None) -> set[str]:
+    """The readings of a group that are the same throughout, or the same as another: they are in the table of groups."""
+    constant = {"weight_decay", "beta1", "beta2"}
+    if group.config.clip_norm is None and clip_norm is None:
+        constant |= {"clipped_grad_norm", "clipped_share"}
+    if group.config.freeze_until == 0 and group.config.freeze_from is None:
+        constant |= {"effective_lr"}
+    return constant
+
+
+def _hparams(groups: list[Group], seed: int) -> dict[str, float | str]:
+    found: dict[str, float | str] = {"seed": float(seed)}
+    for group in groups:
+        entry = group.param_groups[0]
+        found[f"{group.name}.lr"] = group.config.lr
+        if "weight_decay" in entry:
+            found[f"{group.name}.weight_decay"] = max(e["weight_decay"] for e in group.param_groups)
+        if "betas" in entry:
+            found[f"{group.name}.betas"] = ", ".join(f"{beta:g}" for beta in entry["betas"])
+    return found
 
 
 class JsonLines:

@@ -1,106 +1,200 @@
-"""Everything that goes to TensorBoard. Each tag is spelled here, once. The only user of SummaryWriter."""
+"""Everything that goes to TensorBoard. Each tag is spelled here, once. The only user of SummaryWriter.
+
+TensorBoard gives a colour to each run, not to each tag: so each group writes into a sub-run of its own, and a statistic
+of all groups is one chart with a line for each. Sections are sorted by name, hence the numbers; the first two are open
+at first.
+"""
 
 import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
+import numpy as np
 import torch
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import metadata, summary_v2
+from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from torch.utils.tensorboard import SummaryWriter
 
 from app.evaluation.metrics import RECALL
 from app.messages import writing
-from app.training.group_stats import MOMENTS, STATISTICS
 
 CLASSES_DRAWN = 20  # with more of them no recall is drawn
-HYPERPARAMETERS = ("lr", "effective_lr", "weight_decay", "beta1", "beta2")
+VAL, GROUPS, TRAIN, STATISTICS, RULES, CLASSES, TEST = (
+    "1_val",
+    "2_groups",
+    "3_train",
+    "4_statistics",
+    "5_rules",
+    "6_classes",
+    "7_test",
+)
+FIRST = ("lr", "update_ratio", "grad_norm", "grad_share")  # of a group; in GROUPS, the others in STATISTICS
+FINAL = (f"{VAL}/accuracy", f"{VAL}/loss", f"{TEST}/accuracy", f"{TEST}/loss")  # compared in the page of HParams
 
 
 class TensorBoard:
-    """Tags are `statistic/group`, so TensorBoard stacks the groups of a statistic in one section.
+    """The event files of a run: its own in `folder`, those of a group in `folder`/groups/<group>.
 
-    The files are written by a thread: what it cannot write is an OSError of the next call, of `close` at the latest.
+    The files are written by threads: what they cannot write is an OSError of the next call, of `close` at the latest.
     """
 
-    def __init__(self, folder: Path, group_names: list[str], branches: list[str], resume_after: int | None = None):
+    def __init__(
+        self, folder: Path, group_names: Iterable[str], branches: Iterable[str], resume_after: int | None = None
+    ):
         """resume_after: hides what a stopped run wrote after this step."""
         self.folder = folder
         threading.excepthook = _report_thread_error
         purge_step = None if resume_after is None else resume_after + 1
+        sub_runs = {name: f"groups/{_folder_name(name)}" for name in group_names}
+        # A branch whose parameters are in groups of other names has a sub-run of its own.
+        sub_runs |= {name: f"branches/{name}" for name in branches if name not in sub_runs}
         with writing(folder):
             self.writer = SummaryWriter(str(folder), purge_step=purge_step)
-        charts = {
-            statistic: ["Multiline", [f"{statistic}/{name}" for name in group_names]]
-            for statistic in ("lr", *STATISTICS, *MOMENTS, "reduction", "balance", *HYPERPARAMETERS[1:])
-        }
-        validation = {
-            metric: ["Multiline", [f"val/{metric}", *(f"val/{branch}/{metric}" for branch in branches)]]
-            for metric in ("loss", "accuracy")
-        }
-        with writing(folder):
-            self.writer.add_custom_scalars({"groups": charts, "fusion against each branch alone": validation})
+            self.writers = {
+                name: SummaryWriter(str(folder / path), purge_step=purge_step) for name, path in sub_runs.items()
+            }
 
-    def config(self, text: str) -> None:
+    def about(self, config: str, groups: list[list[dict[str, str]]], hparams: dict[str, float | str]) -> None:
+        """What the run is, before its first step.
+
+        Args:
+            config: YAML.
+            groups: tables with a row for each group, cells by column.
+            hparams: values by name; runs are compared by them.
+        """
         with writing(self.folder):
-            self.writer.add_text("config", f"```yaml\n{text}\n```")
+            self.writer.add_text("1_groups", "\n\n".join(_markdown(table) for table in groups))
+            self.writer.add_text("3_config", f"```yaml\n{config}\n```")
+            metrics = [summary_v2.Metric(tag) for tag in FINAL]
+            kinds = [summary_v2.HParam(name) for name in hparams]
+            self.writer.file_writer.add_summary(summary_v2.hparams_config_pb(kinds, metrics))
+            self.writer.file_writer.add_summary(summary_v2.hparams_pb(hparams))
 
     def train(self, step: int, values: dict[str, float]) -> None:
-        with writing(self.folder):
-            for name, value in values.items():
-                self.writer.add_scalar(f"train/{name}", value, step)
+        self._write(self.writer, step, values, lambda name: f"{TRAIN}/{name}")
 
     def groups(self, step: int, values: dict[str, dict[str, float]]) -> None:
-        """values: {group: {statistic or hyper-parameter: value}}"""
-        with writing(self.folder):
-            scalars = [
-                Summary.Value(tag=f"{name}/{group}", simple_value=value)
-                for group, readings in values.items()
-                for name, value in readings.items()
-            ]
-            # One event for all, as add_scalar writes one for each: a third of the time.
-            self.writer.file_writer.add_summary(Summary(value=scalars), step)
+        """values: {group: {statistic or hyper-parameter: value}}, what is to be drawn."""
+        for group, readings in values.items():
+            self._write(self.writers[group], step, readings, _tag_of_group)
 
     def between_groups(self, step: int, first: str, second: str, ratio: float) -> None:
-        with writing(self.folder):
-            self.writer.add_scalar(f"update_ratio_between/{first}_over_{second}", ratio, step)
+        self._write(self.writer, step, {f"update_ratio_{first}_over_{second}": ratio}, lambda n: f"{STATISTICS}/{n}")
 
     def validation(self, step: int, metrics: dict[str, float], curves: dict[str, dict[str, float]]) -> None:
-        """curves: {statistic: {group: value}}, the state of the learning rates' rules."""
-        with writing(self.folder):
-            many_classes = sum(name.startswith(RECALL) for name in metrics) > CLASSES_DRAWN
-            for name, value in metrics.items():
-                if not (many_classes and name.startswith(RECALL)):
-                    self.writer.add_scalar(f"val/{name}", value, step)
-            for statistic, values in curves.items():
-                for group, value in values.items():
-                    self.writer.add_scalar(f"{statistic}/{group}", value, step)
+        """metrics: of the fusion, and as <branch>/<metric> of each branch alone.
+        curves: {statistic: {group, or group.i for its i-th rule: value}}, the state of the learning rates' rules."""
+        many_classes = sum(name.startswith(RECALL) for name in metrics) > CLASSES_DRAWN
+        own: dict[str, dict[str, float]] = {}
+        for name, value in metrics.items():
+            branch, _, metric = name.partition("/")
+            if name.startswith(RECALL):
+                if not many_classes:
+                    own.setdefault("", {})[f"{CLASSES}/{name}"] = value
+            elif metric:
+                own.setdefault(branch, {})[f"{VAL}/{metric}"] = value
+            else:
+                section = VAL if name in ("accuracy", "loss") else CLASSES
+                own.setdefault("", {})[f"{section}/{name}"] = value
+        for statistic, values in curves.items():
+            for label, value in values.items():
+                group = label if label in self.writers else label.rpartition(".")[0]
+                own.setdefault(group, {})[f"{RULES}/{statistic}{label.removeprefix(group)}"] = value
+        for name, values in own.items():
+            self._write(self.writers[name] if name else self.writer, step, values)
 
-    def lr_event(self, step: int, event: dict, text: str) -> None:
-        """In words, and as a single point at the new lr: a marker in the time series."""
+    def test(self, step: int, metrics: dict[str, float]) -> None:
+        self._write(self.writer, step, {name: metrics[name] for name in ("accuracy", "loss")}, lambda n: f"{TEST}/{n}")
+
+    def lr_events(self, step: int, events: list[dict], text: str) -> None:
+        """All of a step: in words; as points of a chart of their own; and, but for freezing, as vertical lines in that
+        of lr. text: of all, as TensorBoard shows one for a step."""
         with writing(self.folder):
-            self.writer.add_text(f"lr_events/{event['group']}", text, step)
-            self.writer.add_scalar(f"lr_event/{event['group']}", event["to"], step)
+            self.writer.add_text("2_lr_events", text, step)
+            for event in events:
+                writer = self.writers[event["group"]]
+                writer.add_scalar(f"{GROUPS}/lr_event", event["to"], step)
+                if event["cause"] not in ("freeze", "unfreeze"):  # where the lr stays, and the effective one changes
+                    for lr in (event["from"], event["to"]):
+                        writer.add_scalar(f"{GROUPS}/lr", lr, step)
 
     def histograms(self, step: int, group: str, weights: torch.Tensor, gradients: torch.Tensor | None) -> None:
         """All of a group's values, flat."""
         with writing(self.folder):
-            self.writer.add_histogram(f"weights/{group}", weights, step)
+            self.writers[group].add_histogram("weights", weights, step)
             if gradients is not None:
-                self.writer.add_histogram(f"gradients/{group}", gradients, step)
+                self.writers[group].add_histogram("gradients", gradients, step)
 
-    def predictions(self, step: int, grid: torch.Tensor) -> None:
-        """grid: (3, H, W) in [0, 1]"""
+    def pictures(self, step: int, pictures: Mapping[str, torch.Tensor]) -> None:
+        """By tag, each (3, H, W) in [0, 1]."""
         with writing(self.folder):
-            self.writer.add_image("val/predictions", grid, step)
+            for tag, picture in pictures.items():
+                self.writer.add_image(tag, picture, step)
 
-    def augmentation(self, picture: torch.Tensor) -> None:
-        """picture: (3, H, W) in [0, 1]"""
+    def recordings(self, recordings: list[tuple[np.ndarray, int]]) -> None:
+        """Of the samples that are shown, in their order: (samples,) float32, rate in Hz."""
         with writing(self.folder):
-            self.writer.add_image("train/augmentation", picture, 0)
+            for i, (samples, rate) in enumerate(recordings, start=1):
+                peak = max(float(np.abs(samples).max()), 1e-9)
+                self.writer.add_audio(f"val/recording_{i}", samples[None] / peak, 0, sample_rate=rate)
+
+    def embeddings(self, step: int, branch: str, values: torch.Tensor, classes: list[str]) -> None:
+        """values: (N, D); classes: of the N samples."""
+        with writing(self.folder):
+            self.writer.add_embedding(values, metadata=classes, global_step=step, tag=branch)
+
+    def end(self) -> None:
+        """Of a run that has come to its end."""
+        ended = HParamsPluginData(session_end_info=SessionEndInfo(status=STATUS_SUCCESS, end_time_secs=time.time()))
+        value = Summary.Value(
+            tag=metadata.SESSION_END_INFO_TAG,
+            metadata=metadata.create_summary_metadata(ended),
+            tensor=metadata.NULL_TENSOR,
+        )
+        with writing(self.folder):
+            self.writer.file_writer.add_summary(Summary(value=[value]))
 
     def close(self) -> None:
         with writing(self.folder):
-            self.writer.close()
+            for writer in (self.writer, *self.writers.values()):
+                writer.close()
+
+    def _write(
+        self,
+        writer: SummaryWriter,
+        step: int,
+        values: Mapping[str, float],
+        tag: Callable[[str], str] = lambda name: name,
+    ) -> None:
+        """One event for all scalars, as add_scalar writes one for each: a third of the time."""
+        scalars = [Summary.Value(tag=tag(name), simple_value=value) for name, value in values.items()]
+        with writing(self.folder):
+            writer.file_writer.add_summary(Summary(value=scalars), step)
+
+
+def _folder_name(group: str) -> str:
+    """A group may have any name."""
+    name = quote(group, safe=" +,()[]=@")
+    return name.replace(".", "%2E") if not name.strip(".") else name
+
+
+def _tag_of_group(name: str) -> str:
+    return f"{GROUPS if name in FIRST else STATISTICS}/{name}"
+
+
+def _markdown(rows: list[dict[str, Any]]) -> str:
+    """A table, without the columns in which no row says anything."""
+    columns = [name for name in rows[0] if any(row[name] != "-" for row in rows)]
+    rows = [{name: row[name] for name in columns} for row in rows]
+    lines = [" | ".join(rows[0]), " | ".join("---" for _ in rows[0])]
+    lines += [" | ".join(str(cell).replace("|", "\\|").replace("*", "\\*") for cell in row.values()) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def _report_thread_error(args: threading.ExceptHookArgs) -> None:

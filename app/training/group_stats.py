@@ -30,6 +30,9 @@ _SECOND_MOMENT_KEYS = ("exp_avg_sq", "square_avg")
 class StatisticsConfig(Section):
     every: int = Field(ge=1, description="optimizer steps between two readings of norms, ratios and training loss")
     histograms_every: int = Field(0, ge=0, description="epochs between histograms of weights and gradients; 0: never")
+    projector: bool = Field(
+        False, description="at the end, the embeddings of the samples for validation for TensorBoard's projector"
+    )
     starving_update_ratio: float = Field(
         1e-6, ge=0, description="warns of a group that moves by less of its norm a step ..."
     )

@@ -79,6 +79,16 @@ def read_audio(path: Path, audio: AudioConfig) -> tuple[np.ndarray, float]:
     Raises BadFile for other formats than WAV, FLAC, Ogg and MP3, for no samples, samples that are not finite, and
     files that are cut off or corrupt as far as their format tells (see data/manifest/containers.py).
     """
+    mono, rate = read_recording(path)
+    with decoding("an audio file"):
+        features = _features(_resampled(mono, rate, audio.sample_rate), audio)
+        if not np.isfinite(features).all():
+            raise BadFile(f"has samples up to {np.abs(mono).max():g}, too large for features; scale them to 1")
+    return features, len(mono) / rate
+
+
+def read_recording(path: Path) -> tuple[np.ndarray, int]:
+    """(samples,) float32, the mean of the channels, and their rate in Hz. Raises BadFile as read_audio."""
     content = read_bytes(path)
     with decoding("an audio file"):
         with printed_by_c() as printed:
@@ -90,10 +100,7 @@ def read_audio(path: Path, audio: AudioConfig) -> tuple[np.ndarray, float]:
             raise BadFile("has no samples; record it again, or leave the cell empty")
         if not np.isfinite(mono).all():
             raise BadFile("has samples that are not finite (NaN or infinity); correct it")
-        features = _features(_resampled(mono, rate, audio.sample_rate), audio)
-        if not np.isfinite(features).all():
-            raise BadFile(f"has samples up to {np.abs(mono).max():g}, too large for features; scale them to 1")
-    return features, len(mono) / rate
+    return mono, rate
 
 
 def _decode(content: bytes) -> tuple[np.ndarray, int]:

@@ -16,9 +16,9 @@ from data.files.audio import AudioConfig, read_audio
 from data.files.decoding import MAX_BYTES, decoding, read_bytes
 from data.files.paths import BadFile
 
-_AUDIO = (".wav", ".flac", ".ogg", ".mp3")
+AUDIO = (".wav", ".flac", ".ogg", ".mp3")
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
-_SUFFIXES = (*_AUDIO, ".npy", ".npz", *_SEPARATORS)
+_SUFFIXES = (*AUDIO, ".npy", ".npz", *_SEPARATORS)
 _GAPS = ("", "na", "nan", "null", "none")
 _TIMES = ("time", "timestamp")
 _ARRAY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -55,7 +55,7 @@ def read_sequence(path: Path, config: SequenceConfig, audio: AudioConfig) -> Seq
     Raises BadFile for what cannot be read, is damaged, has fewer than two frames or no features, or is not finite.
     """
     suffix = path.suffix.lower()
-    if suffix in _AUDIO:
+    if suffix in AUDIO:
         frames, seconds = read_audio(path, audio)
         return Sequence(_checked(frames, config.fill), seconds=seconds)
     if suffix not in _SUFFIXES:

@@ -1,14 +1,17 @@
 """Rows of a table as a split: what their files hold, in batches."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from app.randomness import Draws
+from data.files.audio import read_recording
 from data.files.images import to_unit
-from data.files.paths import BadFile
+from data.files.paths import BadFile, resolve
+from data.files.sequences import AUDIO
 from data.manifest.cache import CacheError, Samples
 from data.manifest.config import ManifestConfig
 from data.manifest.finding import Finding
@@ -72,6 +75,12 @@ class ManifestRows(PreparedSplit):
     def cells(self, index: int) -> dict[str, str]:
         """The row as it stands in the table, by column."""
         return self.table.cells(self.rows[index])
+
+    def recording(self, index: int) -> tuple[np.ndarray, int] | None:
+        row = self.rows[index]
+        if not self._reads(row, "sequence") or Path(row.sequence).suffix.lower() not in AUDIO:
+            return None
+        return read_recording(resolve(row.sequence, self.table.root))
 
     def gather(self, epoch: int, indices: torch.Tensor) -> Batch:
         rows = [self.rows[i] for i in indices.tolist()]

@@ -21,12 +21,10 @@ from torch.nn.functional import cross_entropy
 
 import train
 from app.commands.build import build_run
-from app.commands.open_run import open_run_folder
-from app.commands.pictures import draw_predictions
+from app.commands.open_run import open_run_folder, open_run_log
+from app.commands.pictures import draw_validation
 from app.commands.root_config import load_config
-from app.evaluation.predictions import validate
 from app.records.checkpoint import save_checkpoint
-from app.records.run_log import RunLog
 from app.training.group_stats import Starvation
 
 
@@ -42,9 +40,9 @@ def main(rounds: int) -> None:
         run = build_run(*load_config("configs/fusion.yaml", overrides))
         open_run_folder(run, at_end)
         model, optimizer = run.parts.model, run.train_step.optimizer
-        run_log = RunLog(run.folder, [group.name for group in run.groups], run.parts.branches)
+        run_log = open_run_log(run)
         batches = list(run.loaders["train"])
-        metrics, starvation = run.metrics, Starvation(run.config.statistics)
+        starvation = Starvation(run.config.statistics)
 
         def bare():
             model.train()
@@ -61,9 +59,9 @@ def main(rounds: int) -> None:
                 train.train_one_epoch(run, run_log, starvation)
 
         def end_of_epoch():
-            val = validate(model, run.loaders["val"], metrics, **run.placement)
-            picture = draw_predictions(run)
-            run_log.validation({"step": 0, "epoch": 1}, val, run.learning_rates.curves(), picture)
+            val = run.validate(model)
+            pictures = draw_validation(run)
+            run_log.validation({"step": 0, "epoch": 1}, val, run.learning_rates.curves(), pictures)
             save_checkpoint(Path(folder) / "last.pt", run.checkpoint(val))
 
         bare()  # warm-up

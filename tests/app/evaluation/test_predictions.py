@@ -42,8 +42,9 @@ def test_batch_order_does_not_change_a_samples_logits(small_model, small_batch):
 def test_validation_leaves_the_model_as_it_is(small_model, small_batch):
     before = copy.deepcopy(small_model.state_dict())
     metrics = ClassificationMetrics([*"abc"], ["image_branch", "temporal_branch"], Objective())
-    first = validate(small_model, [small_batch], metrics, **CPU)
-    assert validate(small_model, [small_batch], metrics, **CPU) == first  # counters start afresh
+    first, predictions = validate(small_model, [small_batch], metrics, **CPU)
+    assert len(predictions) == 6 and predictions.correct.float().mean() == pytest.approx(first["accuracy"])
+    assert validate(small_model, [small_batch], metrics, **CPU)[0] == first  # counters start afresh
     assert all(torch.equal(before[name], value) for name, value in small_model.state_dict().items())
 
 

@@ -1,4 +1,5 @@
 import time
+from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -25,12 +26,26 @@ def test_what_the_thread_could_not_write_is_reported_when_the_board_is_closed(sm
         (disk / "filler").write_bytes(bytes(2**17))
     worker = board.writer.file_writer.event_writer._async_writer._worker
     worker._next_flush_time = 0  # instead of waiting 2 minutes
-    board.config("x" * 5000)
+    board.about("x" * 5000, [[{"group": "a"}]], {"lr": 0.1})
     while worker.is_alive():
         time.sleep(0.01)
     small_disk("1m")  # so that only what is lost is left to be told
     with pytest.raises(OSError, match=r"tensorboard could not be written: the disk is full$"):
         board.close()
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/b", "../../out", "new parts", "a.b", "日本"])
+def test_a_group_of_any_name_has_a_sub_run_inside_the_run(tmp_path, name):
+    board = TensorBoard(tmp_path / "run", [name, "other"], ["image_branch"])
+    board.groups(1, {name: {"lr": 0.5}, "other": {"param_norm": 2.0}})
+    board.validation(1, {"image_branch/loss": 3.0}, {"plateau_best": {name: 4.0, f"{name}.1": 5.0}})
+    board.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    folders = {path.parent.relative_to(tmp_path / "run") for path in (tmp_path / "run").rglob("events.*")}
+    (own,) = folders - {Path("."), Path("groups/other"), Path("branches/image_branch")}
+    assert own.parent == Path("groups")
+    events = EventAccumulator(str(tmp_path / "run" / own)).Reload()
+    assert set(events.Tags()["scalars"]) == {"2_groups/lr", "5_rules/plateau_best", "5_rules/plateau_best.1"}
 
 
 @pytest.mark.parametrize(("classes", "drawn"), [(20, 20), (21, 0)])
@@ -42,4 +57,8 @@ def test_the_recall_of_each_class_is_drawn_up_to_20_classes(tmp_path, classes, d
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     tags = set(events.Tags()["scalars"])
-    assert tags == {"val/loss", "val/balanced_accuracy", *(f"val/{name}" for name in list(recall)[:drawn])}
+    assert tags == {
+        "1_val/loss",
+        "6_classes/balanced_accuracy",
+        *(f"6_classes/{name}" for name in list(recall)[:drawn]),
+    }

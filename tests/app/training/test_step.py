@@ -158,7 +158,7 @@ def test_bf16_trains_and_predicts(small_model, small_batch, trained, monkeypatch
     assert all(p.dtype == torch.float32 for p in small_model.parameters())
     assert any(not torch.equal(before[name], value) for name, value in small_model.fusion_head.state_dict().items())
     metrics = ClassificationMetrics([*"abc"], ["image_branch", "temporal_branch"], Objective())
-    assert 0 < validate(small_model, [small_batch], metrics, **CPU)["loss"] < 10
+    assert 0 < validate(small_model, [small_batch], metrics, **CPU)[0]["loss"] < 10
     (_, output) = next(predict(small_model, [small_batch], **CPU))
     assert output.logits.dtype == torch.bfloat16
 
