@@ -1,8 +1,9 @@
-"""Evaluates a checkpoint on a split, or predicts the rows of another table of files.
+"""Evaluates a checkpoint on a split, or predicts the rows of another table of files; compares several.
 
     python evaluate.py --checkpoint runs/fusion/checkpoints/best.pt
     python evaluate.py --checkpoint runs/fusion/checkpoints/best.pt --split val --output somewhere/else
     python evaluate.py --checkpoint runs/manifest/checkpoints/best.pt --manifest new.csv
+    python evaluate.py --compare runs/fusion/checkpoints/best.pt runs/fusion-2/checkpoints/best.pt
     python evaluate.py --late-fusion runs/image/checkpoints/best.pt runs/sequence/checkpoints/best.pt
 
 Writes every single prediction and, where labels are known, a report (report.html to read, report.json): scores with
@@ -19,6 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from app.commands.compare import compare_checkpoints
 from app.commands.pictures import draw_mistakes
 from app.commands.trained import LateFusion, Trained, build_late_fusion, build_trained
 from app.evaluation.certainty import describe_certainty, fit_temperature
@@ -41,6 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     who = parser.add_mutually_exclusive_group(required=True)
     who.add_argument("--checkpoint", metavar="PATH", type=Path)
     who.add_argument("--late-fusion", metavar=("IMAGE", "SEQUENCE"), type=Path, nargs=2, help="two checkpoints")
+    who.add_argument(
+        "--compare", metavar="PATH", type=Path, nargs="+", help="two or more checkpoints, on the same rows"
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--split", choices=("test", "val"), default="test")
     what.add_argument("--manifest", metavar="TABLE", type=Path, help="other rows: .csv, .tsv, .jsonl, or a folder")
@@ -58,9 +63,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(arguments)
     try:
-        for name in ("robustness", "temperature") if args.late_fusion else ():
+        other = "--late-fusion" if args.late_fusion else "--compare" if args.compare else None
+        for name in ("robustness", "temperature", *(("by",) if args.compare else ())) if other else ():
             if getattr(args, name):
-                raise ValueError(f"--{name}: is for one --checkpoint, not for --late-fusion; take one of the two out")
+                raise ValueError(f"--{name}: is for one --checkpoint, not for {other}; take one of the two out")
+        if args.compare:
+            rows = (args.split, args.manifest, args.root, args.output)
+            compare_checkpoints(args.compare, args.device, *rows)
+            return 0
         if args.temperature and args.manifest:
             raise ValueError("--temperature: is fitted on the validation split; leave --manifest out")
         if not args.late_fusion:

@@ -222,22 +222,6 @@ class LateFusion:
         of_sequences = self.sequence.samples(split, predictions)
         return of_sequences | {"image": self.image.samples(split, predictions)["image"]}
 
-    def check_rows(self, split: str) -> None:
-        """Raises ValueError where the two would predict other rows. Of a table of files each has read, and so digested,
-        its own files only: there the cells of the rows tell."""
-        a, b = (member.parts.data_spec.rows[split] for member in (self.image, self.sequence))
-        if a == b:
-            return
-        cells, others = (
-            [dataset.cells(i) for i in range(len(dataset))]
-            for dataset in (self.image.dataset(split), self.sequence.dataset(split))
-        )
-        if not any(cells) or cells != others:
-            raise ValueError(
-                f"--late-fusion: the rows of {split} must be the same; {self.image.path} has {a}, {self.sequence.path} "
-                f"has {b}; give two checkpoints of the same data, without rows that one of the two leaves out"
-            )
-
     def predict(self, split: str) -> Iterator[tuple]:
         """See app.evaluation.late_fusion.predict_jointly. Each model gets its own dataset's batches, as large as those
         of the image model."""
@@ -247,13 +231,7 @@ class LateFusion:
 
     def warnings(self, split: str) -> list[str]:
         lines = [f"{member.path}: {line}" for member in (self.image, self.sequence) for line in member.warnings(split)]
-        a, b = (member.data_config.model_dump(exclude=NOT_OF_THE_ROWS) for member in (self.image, self.sequence))
-        for key in a:
-            if a[key] != b.get(key):
-                lines.append(
-                    f"data.{key} is {a[key]} in {self.image.path}, {b.get(key)} in {self.sequence.path}: each model "
-                    "predicts the rows as its own config makes them"
-                )
+        lines += made_otherwise(self.image, self.sequence)
         for member in (self.image, self.sequence):
             if smoothing := member.objective.label_smoothing:
                 lines.append(
@@ -329,8 +307,36 @@ def build_trained(
 def build_late_fusion(image: Path, sequence: Path, device_name: str, split: str) -> LateFusion:
     """Of two checkpoints, to predict that split. Raises ValueError for two that do not belong together."""
     fusion = LateFusion(build_trained(image, device_name), build_trained(sequence, device_name))
-    fusion.check_rows(split)
+    check_same_rows(fusion.image, fusion.sequence, split, "--late-fusion")
     return fusion
+
+
+def check_same_rows(first: Trained, second: Trained, split: str, option: str) -> None:
+    """Raises ValueError where the two would predict other rows. Of a table of files each has read, and so digested,
+    its own files only: there the cells of the rows tell."""
+    a, b = (member.parts.data_spec.rows.get(split, "") for member in (first, second))
+    if a == b and split != "new":
+        return
+    cells, others = (
+        [dataset.cells(i) for i in range(len(dataset))] for dataset in (first.dataset(split), second.dataset(split))
+    )
+    if not any(cells) or cells != others:
+        counts = (f"{rows or f'{len(of)} rows'}" for rows, of in ((a, cells), (b, others)))
+        raise ValueError(
+            f"{option}: the rows of {split} must be the same; {first.path} has {next(counts)}, {second.path} has "
+            f"{next(counts)}; give two checkpoints of the same data, without rows that one of the two leaves out"
+        )
+
+
+def made_otherwise(first: Trained, second: Trained) -> list[str]:
+    """A line for each setting by which the two read the same rows otherwise."""
+    a, b = (member.data_config.model_dump(exclude=NOT_OF_THE_ROWS) for member in (first, second))
+    return [
+        f"data.{key} is {a[key]} in {first.path}, {b.get(key)} in {second.path}: each model predicts the rows as its "
+        "own config makes them"
+        for key in a
+        if a[key] != b.get(key)
+    ]
 
 
 def load_model(model: FusionClassifier, saved: dict[str, Any], path: Path) -> None:

@@ -1,19 +1,17 @@
 """report.html: an evaluation as one page that needs no other file, and no network."""
 
 import base64
-import io
 import math
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.figure import Figure
 
 SHOWN_CLASSES = 40  # of the table; more are in report.json
 
 
-def make_page(report: dict[str, Any], figures: dict[str, Figure]) -> str:
-    """HTML. report: what report.json holds; figures: by name."""
+def make_page(report: dict[str, Any], figures: dict[str, bytes]) -> str:
+    """HTML. report: what report.json holds; figures: PNG by name."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # names of classes and cells are anybody's text
@@ -23,7 +21,7 @@ def make_page(report: dict[str, Any], figures: dict[str, Figure]) -> str:
     )
     environment.filters |= {"percent": _percent, "number": _number}
     page = environment.get_template("report.html.j2")
-    pictures = {name: _embedded(figure) for name, figure in figures.items()}
+    pictures = {name: f"data:image/png;base64,{base64.b64encode(figure).decode()}" for name, figure in figures.items()}
     classes = report["classes"]
     by_f1 = sorted(classes, key=lambda name: _last_if_nan(classes[name]["f1"]["value"]))
     return page.render(
@@ -34,13 +32,6 @@ def make_page(report: dict[str, Any], figures: dict[str, Figure]) -> str:
         by=report.get("by", {}),
         verdicts=report.get("modality_use", {}).get("inputs", {}),
     )
-
-
-def _embedded(figure: Figure) -> str:
-    """The figure as a data URL."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=144)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _last_if_nan(value: float) -> float:

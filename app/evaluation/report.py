@@ -1,6 +1,7 @@
 """What an evaluation found: report.json, report.html, predictions.csv, figures, and the short form in words."""
 
 import csv
+import io
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
 from app.evaluation.figures import confusion_figure, reliability_figure, robustness_figure
 from app.evaluation.metrics import RECALL, ClassificationMetrics
@@ -99,20 +101,32 @@ def write_predictions(folder: Path, rows: list[dict]) -> str:
     return "predictions.csv"
 
 
-def write_report(folder: Path, report: dict[str, Any], mistakes: Figure | None = None) -> str:
+def write_report(folder: Path, report: dict[str, Any], mistakes: Image.Image | None = None) -> str:
     """Returns the names of the files. Raises OSError that names the folder, where it cannot be written.
 
     mistakes: picture of the worst ones.
     """
-    figures = draw_figures(report) | ({"worst_mistakes": mistakes} if mistakes else {})
-    with writing(folder), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # of a name in letters that the font lacks
+    figures = {name: encoded(figure) for name, figure in draw_figures(report).items()}
+    figures |= {"worst_mistakes": encoded(mistakes)} if mistakes else {}
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.json").write_text(to_json(report, indent=2) + "\n")
         for name, figure in figures.items():
-            figure.savefig(folder / f"{name}.png", dpi=120)
+            (folder / f"{name}.png").write_bytes(figure)
         (folder / "report.html").write_text(make_page(report, figures), encoding="utf-8")
     return ", ".join(name for name in REPORT if name in ("report.json", "report.html") or name[:-4] in figures)
+
+
+def encoded(picture: Figure | Image.Image) -> bytes:
+    """As PNG."""
+    file = io.BytesIO()
+    if isinstance(picture, Image.Image):
+        picture.save(file, format="png")
+        return file.getvalue()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of a name in letters that the font lacks
+        picture.savefig(file, format="png", dpi=144)
+    return file.getvalue()
 
 
 def draw_figures(report: dict[str, Any]) -> dict[str, Figure]:
@@ -163,7 +177,7 @@ def _in_lines(report: dict[str, Any]) -> Iterator[str]:
             words += f", {after['ece']:.4f} with temperature {calibration['temperature']['value']:.3f}"
         yield words
     if pairs := report["confused_pairs"][:3]:
-        named = (f"{pair['true']} taken for {pair['predicted']} ({pair['samples']} times)" for pair in pairs)
+        named = (f"{pair['true']} taken for {pair['predicted']}: {pair['samples']}" for pair in pairs)
         yield f"most confused: {', '.join(named)}"
     for name, curve in report.get("robustness", {}).items():
         points = (f"{of['accuracy']:.3f} at {of['noise']:g}" for of in curve)

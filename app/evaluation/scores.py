@@ -1,7 +1,8 @@
 """What is right and what is wrong of labelled predictions, with 95 % intervals, as plain values.
 
-Shares (accuracy, precision, recall) have Wilson's interval; F1 and what is a mean over classes a seeded percentile
-bootstrap over the samples.
+Shares (accuracy, precision, recall) have Wilson's interval, and so has F1, which is 2 p / (1 + p) of the share p that
+is right of the samples that are of a class or predicted as it. Means over classes have a seeded percentile bootstrap
+over the samples.
 """
 
 import warnings
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 from scipy.stats import binomtest
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 
 from app.evaluation.predictions import Predictions
 from app.messages import nearest
@@ -38,21 +39,28 @@ def scores_of_classes(predictions: Predictions) -> dict[str, dict[str, Any]]:
     right, true, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
     label, prediction = predictions.label.numpy(), predictions.prediction.numpy()
     _, _, f1, _ = precision_recall_fscore_support(label, prediction, labels=range(len(names)), zero_division=NAN)
-    low, high = _interval(_f1(*_resampled(counts)))
+    ends = [share(int(r), int(t + p - r))["interval_95"] for r, t, p in zip(right, true, predicted, strict=True)]
     return {
         name: {
             "samples": int(true[i]),
             "precision": share(int(right[i]), int(predicted[i])),
             "recall": share(int(right[i]), int(true[i])),
-            "f1": {"value": float(f1[i]), "interval_95": [float(low[i]), float(high[i])]},
+            "f1": {"value": float(f1[i]), "interval_95": [2 * end / (1 + end) for end in ends[i]]},
         }
         for i, name in enumerate(names)
     }
 
 
+def macro_f1(predictions: Predictions) -> float:
+    """Over the classes that have samples or predictions."""
+    return float(f1_score(predictions.label.numpy(), predictions.prediction.numpy(), average="macro"))
+
+
 def intervals_of_means(predictions: Predictions) -> dict[str, list[float]]:
     """Of macro F1 (over the classes that have samples or predictions) and of balanced accuracy (over those that have
-    samples)."""
+    samples). Where all samples are right, up to 3 / N of them may be wrong in truth (Hanley and Lippman-Hand, 1983)."""
+    if predictions.correct.all():
+        return dict.fromkeys(("macro_f1", "balanced_accuracy"), [max(0.0, 1 - 3 / len(predictions)), 1.0])
     right, true, predicted = _resampled(confusion_counts(predictions))
     with np.errstate(invalid="ignore"):
         recall = right / true

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from app.commands.trained import LateFusion, Trained
+from app.commands.trained import LateFusion, Trained, check_same_rows
 from app.training.objective import Objective, balanced_weights
 from data.digits import DigitsConfig
 
@@ -50,7 +50,8 @@ def of_sequences(**settings):
 
 def refusal(*members, split=None):
     with pytest.raises(ValueError) as error:
-        LateFusion(*members).check_rows(split)
+        LateFusion(*members)
+        check_same_rows(*members, split, "--late-fusion")
     return str(error.value)
 
 
@@ -111,8 +112,8 @@ def test_other_classes_or_shares_of_them_are_refused(image, sequence, message):
 
 def test_rows_are_the_same_by_their_digest_or_else_by_their_cells():
     cells, other = [{"row": "2", "id": "x"}], [{"row": "2", "id": "y"}]
-    LateFusion(of_images(), of_sequences()).check_rows("test")
-    LateFusion(of_images(cells=cells), of_sequences(cells=cells, rows="4 rows, 11")).check_rows("test")
+    check_same_rows(of_images(), of_sequences(), "test", "--late-fusion")
+    check_same_rows(of_images(cells=cells), of_sequences(cells=cells, rows="4 rows, 11"), "test", "--late-fusion")
     for of_first, of_second in ((cells, other), (cells, cells * 2), ([{}], [{}]), ([], [])):
         text = refusal(of_images(cells=of_first), of_sequences(cells=of_second, rows="4 rows, 11"), split="test")
         assert text.startswith("--late-fusion: the rows of test must be the same; i.pt has 4 rows, 00, s.pt has 4 rows")

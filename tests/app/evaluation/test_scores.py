@@ -64,9 +64,17 @@ def test_intervals_of_f1_and_of_means_are_those_of_a_bootstrap_over_samples(some
     means = scores.intervals_of_means(some)
     assert means["macro_f1"] == interval(macro_f1)
     assert means["balanced_accuracy"] == interval(sklearn_metrics.balanced_accuracy_score)
-    of_b = scores.scores_of_classes(some)["b"]["f1"]["interval_95"]
+    of_b = scores.scores_of_classes(some)["b"]["f1"]["interval_95"]  # Wilson's, of a share that F1 depends on
     assert of_b == interval(lambda true, predicted: sklearn_metrics.f1_score(true == 1, predicted == 1))
     assert scores.intervals_of_means(some) == means
+
+
+def test_where_nothing_is_wrong_no_interval_is_empty():
+    perfect = predictions_of([0, 1, 2] * 20, [0, 1, 2] * 20)
+    assert scores.intervals_of_means(perfect) == {"macro_f1": [0.95, 1.0], "balanced_accuracy": [0.95, 1.0]}
+    low, high = scores.scores_of_classes(perfect)["a"]["f1"]["interval_95"]
+    p = 20 / (20 + 1.96**2)  # Wilson's lower end of 20 of 20
+    assert low == pytest.approx(2 * p / (1 + p), abs=1e-4) and high == 1
 
 
 def test_many_classes_and_samples_take_neither_much_time_nor_memory():
