@@ -101,6 +101,8 @@ def evaluate(trained: Trained | LateFusion, args: argparse.Namespace) -> int:
     dataset = trained.dataset(of_rows)
     cells = [dataset.cells(i) for i in range(len(dataset))]
     report = {"split": str(manifest or args.split), **make_report(trained, predictions, of_rows, cells, args)}
+    if args.temperature:
+        _store_temperature(trained, report["calibration"]["temperature"])
 
     folder = Path(args.output) if args.output else trained.evaluations / trained.folder_name(name)
     rows, not_rows = predictions.rows(), []
@@ -115,11 +117,6 @@ def evaluate(trained: Trained | LateFusion, args: argparse.Namespace) -> int:
         print(describe_report(report), end="\n\n")
     print(f"written to {folder}: {files}")
     if args.temperature:
-        if report["calibration"]["temperature"]["at_limit"]:
-            raise ValueError(
-                "--temperature: no best one was found, as no sample of val is wrong, or all are; none is stored"
-            )
-        trained.store_temperature(report["calibration"]["temperature"]["value"])
         print(f"temperature {trained.temperature:.4f} is stored in {trained.path}: predictions are made with it")
     if errors := [row for row in rows if row.get("error")]:
         unread = sum(not row["prediction"] for row in errors)
@@ -141,6 +138,9 @@ def make_report(
     """
     known = predictions.labelled()
     if not len(known):
+        for option in ("by", "robustness"):
+            if getattr(args, option):
+                warn(f"--{option}: no row has a label, so there is no accuracy to tell")
         return {}
     report = scores_of(trained.new_metrics(), known)
     if use := trained.modality_use(rows):
@@ -152,6 +152,14 @@ def make_report(
     if args.robustness:
         report["robustness"] = trained.robustness(rows)
     return report | trained.origin()
+
+
+def _store_temperature(trained: Trained, fitted: dict[str, Any]) -> None:
+    if fitted["at_limit"]:
+        raise ValueError(
+            "--temperature: there is no best one where all samples of val are right, or all wrong; none is stored"
+        )
+    trained.store_temperature(fitted["value"])
 
 
 def calibration_of(trained: Trained | LateFusion, rows: str, known: Predictions) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import ROOT
 from tests.example_data import main as make_example_data
@@ -55,9 +56,22 @@ def test_from_files_to_predictions(data, tmp_path):
     assert spec["class_names"] == sorted(spec["class_names"]) and sum(spec["class_counts"]) == 120
     assert all(n > 0 for n in spec["absent"]) and spec["num_features"] == 39
 
-    call("evaluate.py", "--checkpoint", best)
+    board = EventAccumulator(str(tmp_path / "manifest")).Reload()  # the first samples that were recorded can be heard
+    recordings = [name for name in board.Tags()["audio"] if name.startswith("val/recording_")]
+    assert recordings and all(board.Audio(name)[0].length_frames > 1000 for name in recordings)
+
+    done = call("evaluate.py", "--checkpoint", best, "--by", "speaker", "--robustness")
     report = json.loads((tmp_path / "manifest" / "evaluation" / "test" / "report.json").read_text())
     assert report["samples"] == 30 and len(report["by_present"]) == 3
+    speakers = report["by"]["speaker"]["groups"]
+    assert sum(of["samples"] for of in speakers.values()) == 30 and report["by"]["speaker"]["worst"] in speakers
+    assert "speaker" in done.stdout and [of["noise"] for of in report["robustness"]["image"]] == [
+        0,
+        0.125,
+        0.25,
+        0.5,
+        1,
+    ]
     of_test = predictions(tmp_path / "manifest" / "evaluation" / "test")
 
     done = call("evaluate.py", "--checkpoint", best, "--manifest", data / "new.csv", "--output", tmp_path / "out")

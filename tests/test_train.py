@@ -955,8 +955,13 @@ def test_evaluate_warns_of_slow_bf16_too(smoke, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_histograms_are_written_when_asked_for(tmp_path, train_here):
-    train_here(tmp_path, "run.epochs=2", "statistics.histograms_every=2")
+def test_histograms_and_embeddings_are_written_when_asked_for(tmp_path, train_here):
+    train_here(tmp_path, "run.epochs=2", "statistics.histograms_every=2", "statistics.projector=true")
+    assert all(
+        f'tensor_name: "{name}' in (tmp_path / "smoke" / "projector_config.pbtxt").read_text() for name in BRANCHES
+    )
+    (classes,) = (tmp_path / "smoke").glob("*/image_branch/metadata.tsv")
+    assert len(classes.read_text().splitlines()) == 450
     for group in GROUP_NAMES:
         events = events_in(tmp_path / "smoke" / "groups" / group)
         assert set(events.Tags()["histograms"]) == {"weights", "gradients"}
