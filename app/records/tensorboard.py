@@ -25,6 +25,7 @@ from app.evaluation.metrics import RECALL
 from app.messages import writing
 
 CLASSES_DRAWN = 20  # with more of them no recall is drawn
+SECONDS_HEARD = 20
 VAL, GROUPS, TRAIN, STATISTICS, RULES, CLASSES, TEST = (
     "1_val",
     "2_groups",
@@ -138,9 +139,10 @@ class TensorBoard:
                 self.writer.add_image(tag, picture, step)
 
     def recordings(self, recordings: list[tuple[np.ndarray, int]]) -> None:
-        """Of the samples that are shown, in their order: (samples,) float32, rate in Hz."""
+        """Of the samples that are shown, in their order: (samples,) float32, rate in Hz. Of long ones the beginning."""
         with writing(self.folder):
             for i, (samples, rate) in enumerate(recordings, start=1):
+                samples = samples[: SECONDS_HEARD * rate]
                 peak = max(float(np.abs(samples).max()), 1e-9)
                 self.writer.add_audio(f"val/recording_{i}", samples[None] / peak, 0, sample_rate=rate)
 

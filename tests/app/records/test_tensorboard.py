@@ -1,6 +1,7 @@
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -62,3 +63,16 @@ def test_the_recall_of_each_class_is_drawn_up_to_20_classes(tmp_path, classes, d
         "6_classes/balanced_accuracy",
         *(f"6_classes/{name}" for name in list(recall)[:drawn]),
     }
+
+
+def test_of_a_long_recording_the_beginning_can_be_heard(tmp_path):
+    board = TensorBoard(tmp_path, [], [])
+    board.recordings([(np.ones(100, np.float32), 1000), (np.zeros(30_000, np.float32), 1000)])
+    board.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    heard = [events.Audio(f"val/recording_{i}")[0] for i in (1, 2)]
+    assert [sound.sample_rate for sound in heard] == [1000, 1000]
+    assert [len(sound.encoded_audio_string) - 44 for sound in heard] == [
+        2 * 100,
+        2 * 20_000,
+    ]  # 16 bit, after the header
