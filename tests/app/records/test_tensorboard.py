@@ -72,7 +72,19 @@ def test_of_a_long_recording_the_beginning_can_be_heard(tmp_path):
     events = EventAccumulator(str(tmp_path)).Reload()
     heard = [events.Audio(f"val/recording_{i}")[0] for i in (1, 2)]
     assert [sound.sample_rate for sound in heard] == [1000, 1000]
-    assert [len(sound.encoded_audio_string) - 44 for sound in heard] == [
-        2 * 100,
-        2 * 20_000,
-    ]  # 16 bit, after the header
+    # 16 bit, after the header.
+    assert [len(sound.encoded_audio_string) - 44 for sound in heard] == [2 * 100, 2 * 20_000]
+
+
+def test_what_a_stopped_run_wrote_after_its_checkpoint_is_hidden_in_each_sub_run(tmp_path):
+    for resume_after, steps in ((None, range(1, 11)), (5, range(6, 9))):
+        board = TensorBoard(tmp_path, ["a"], ["image_branch"], resume_after)
+        for step in steps:
+            board.train(step, {"loss": float(step)})
+            board.groups(step, {"a": {"lr": float(step)}})
+            board.validation(step, {"image_branch/loss": float(step)}, {})
+        board.close()
+        time.sleep(1.1)  # files are named, and so read in order, by the second
+    for run, tag in ((".", "3_train/loss"), ("groups/a", "2_groups/lr"), ("branches/image_branch", "1_val/loss")):
+        events = EventAccumulator(str(tmp_path / run)).Reload()
+        assert [event.step for event in events.Scalars(tag)] == [*range(1, 9)], run
