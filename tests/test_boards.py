@@ -84,7 +84,7 @@ def test_the_first_screen_has_a_line_of_its_own_colour_for_each_group(page, serv
     [
         ("text", ["1_groups", "image_branch", "0.9, 0.999", "2_lr_events", "threshold", "3_config"]),
         ("images", ["val/confusion_matrix", "val/predictions", "val/reliability", "val/worst_mistakes"]),
-        ("hparams", ["image_branch.lr", "unimodal_heads.weight_decay", "7_test/accuracy"]),
+        ("hparams", ["lr image_branch", "weight_decay unimodal_heads", "7_test/accuracy"]),
         ("scalars", ["1_val", "2_groups", "3_train", "4_statistics", "5_rules", "6_classes", "7_test"]),
     ],
 )

@@ -170,10 +170,13 @@ def test_the_page_of_hparams_has_each_group_and_the_final_scores(smoke):
         if tag.startswith("_hparams_")
     }
     started = content["session_start_info"].session_start_info.hparams
-    assert (
-        started["image_branch.lr"].number_value == 5e-4 and started["temporal_branch.betas"].string_value == "0.9, 0.98"
-    )
-    assert {name.partition(".")[0] for name in started} == {*GROUP_NAMES, "seed"}
+    values = {name: value.number_value for name, value in started.items()}
+    assert values["1_lr image_branch"] == 5e-4 and values["4_beta2 temporal_branch"] == 0.98
+    kinds = ("1_lr", "2_weight_decay", "3_beta1", "4_beta2")
+    assert set(values) == {f"{kind} {group}" for kind in kinds for group in GROUP_NAMES} | {"5_seed"}
+    shown = {info.name: info.display_name for info in content["experiment"].experiment.hparam_infos}
+    assert shown == {name: name[2:] for name in values}
+    assert content["session_start_info"].session_start_info.group_name == "smoke"
     metrics = [info.name.tag for info in content["experiment"].experiment.metric_infos]
     assert metrics == ["1_val/accuracy", "1_val/loss", "7_test/accuracy", "7_test/loss"]
     assert content["session_end_info"].session_end_info.status == STATUS_SUCCESS

@@ -9,7 +9,7 @@ import torch
 
 from app.learning_rates.events import LrEvent
 from app.messages import writing
-from app.param_groups.groups import Group, group_rows
+from app.param_groups.groups import Group, group_rows, hyperparameters
 from app.records.tensorboard import TensorBoard
 from app.training.group_stats import ratio_between
 from app.training.objective import BRANCHES
@@ -120,16 +120,13 @@ def _never_changing(group: Group, clip_norm: float | None) -> set[str]:
     return constant
 
 
-def _hparams(groups: list[Group], seed: int) -> dict[str, float | str]:
-    found: dict[str, float | str] = {"seed": float(seed)}
-    for group in groups:
-        entry = group.param_groups[0]
-        found[f"{group.name}.lr"] = group.config.lr
-        if "weight_decay" in entry:
-            found[f"{group.name}.weight_decay"] = max(e["weight_decay"] for e in group.param_groups)
-        if "betas" in entry:
-            found[f"{group.name}.betas"] = ", ".join(f"{beta:g}" for beta in entry["betas"])
-    return found
+def _hparams(groups: list[Group], seed: int) -> dict[str, float]:
+    """As "<value> <group>". Betas are two numbers, so that runs can be sorted by them."""
+    readings = hyperparameters(groups)
+    found = {f"lr {group.name}": group.config.lr for group in groups}
+    for name in ("weight_decay", "beta1", "beta2"):
+        found |= {f"{name} {group}": float(of[name]) for group, of in readings.items() if name in of}
+    return found | {"seed": float(seed)}
 
 
 class JsonLines:

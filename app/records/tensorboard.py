@@ -37,6 +37,7 @@ VAL, GROUPS, TRAIN, STATISTICS, RULES, CLASSES, TEST = (
 )
 FIRST = ("lr", "update_ratio", "grad_norm", "grad_share")  # of a group; in GROUPS, the others in STATISTICS
 FINAL = (f"{VAL}/accuracy", f"{VAL}/loss", f"{TEST}/accuracy", f"{TEST}/loss")  # compared in the page of HParams
+HPARAMS = ("lr", "weight_decay", "beta1", "beta2", "seed")  # in this order in that page
 
 
 class TensorBoard:
@@ -61,21 +62,24 @@ class TensorBoard:
                 name: SummaryWriter(str(folder / path), purge_step=purge_step) for name, path in sub_runs.items()
             }
 
-    def about(self, config: str, groups: list[list[dict[str, str]]], hparams: dict[str, float | str]) -> None:
+    def about(self, config: str, groups: list[list[dict[str, str]]], hparams: dict[str, float]) -> None:
         """What the run is, before its first step.
 
         Args:
             config: YAML.
             groups: tables with a row for each group, cells by column.
-            hparams: values by name; runs are compared by them.
+            hparams: values by name, the first word of which is one of HPARAMS; runs are compared by them.
         """
         with writing(self.folder):
             self.writer.add_text("1_groups", "\n\n".join(_markdown(table) for table in groups))
             self.writer.add_text("3_config", f"```yaml\n{config}\n```")
             metrics = [summary_v2.Metric(tag) for tag in FINAL]
-            kinds = [summary_v2.HParam(name) for name in hparams]
+            # The page sorts them by name, and has the first five at first.
+            numbered = {f"{HPARAMS.index(name.split()[0]) + 1}_{name}": value for name, value in hparams.items()}
+            kinds = [summary_v2.HParam(name, display_name=name.partition("_")[2]) for name in numbered]
             self.writer.file_writer.add_summary(summary_v2.hparams_config_pb(kinds, metrics))
-            self.writer.file_writer.add_summary(summary_v2.hparams_pb(hparams))
+            # By its name: runs without one are told apart by their values, and those of the same values are averaged.
+            self.writer.file_writer.add_summary(summary_v2.hparams_pb(numbered, trial_id=self.folder.name))
 
     def train(self, step: int, values: dict[str, float]) -> None:
         self._write(self.writer, step, values, lambda name: f"{TRAIN}/{name}")
