@@ -60,6 +60,10 @@ def cards(page) -> dict[str, tuple[list[str], set[str]]]:
 
 def test_the_first_screen_has_a_line_of_its_own_colour_for_each_group(page, server):
     open_page(page, server, "timeseries")
+    page.locator("scalar-card").nth(4).wait_for(timeout=WAIT)
+    story = ["1_val/accuracy", "1_val/loss", "2_groups/lr", "2_groups/lr_event", "2_groups/update_ratio"]
+    assert list(cards(page)) == story
+    page.get_by_text("3_gradients", exact=True).click()  # the first two sections are open
     page.locator("scalar-card").nth(6).wait_for(timeout=WAIT)
     groups = sorted(f"smoke/groups/{group}" for group in GROUP_NAMES)
     fused_and_alone = ["smoke", "smoke/groups/image_branch", "smoke/groups/temporal_branch"]
@@ -70,9 +74,9 @@ def test_the_first_screen_has_a_line_of_its_own_colour_for_each_group(page, serv
         timeout=WAIT,
     )
     shown = cards(page)
-    assert list(shown)[:2] == ["1_val/accuracy", "1_val/loss"]
     expected = {"1_val/accuracy": fused_and_alone, "1_val/loss": fused_and_alone}
-    expected |= {f"2_groups/{name}": groups for name in ("grad_norm", "grad_share", "lr", "update_ratio")}
+    assert list(shown) == [*story, "3_gradients/grad_norm", "3_gradients/grad_share"]
+    expected |= {tag: groups for tag in ("2_groups/lr", "2_groups/update_ratio", *list(shown)[-2:])}
     for tag, names in expected.items():
         found, colors = shown[tag]
         assert sorted(found) == names and len(colors) == len(names), tag
@@ -84,8 +88,8 @@ def test_the_first_screen_has_a_line_of_its_own_colour_for_each_group(page, serv
     [
         ("text", ["1_groups", "image_branch", "0.9, 0.999", "2_lr_events", "threshold", "3_config"]),
         ("images", ["val/confusion_matrix", "val/predictions", "val/reliability", "val/worst_mistakes"]),
-        ("hparams", ["lr image_branch", "weight_decay unimodal_heads", "7_test/accuracy"]),
-        ("scalars", ["1_val", "2_groups", "3_train", "4_statistics", "5_rules", "6_classes", "7_test"]),
+        ("hparams", ["lr image_branch", "weight_decay unimodal_heads", "8_test/accuracy"]),
+        ("scalars", ["1_val", "2_groups", "3_gradients", "4_train", "5_statistics", "6_rules", "7_classes", "8_test"]),
     ],
 )
 def test_each_page_shows_what_it_is_there_for(page, server, name, texts):

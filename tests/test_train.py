@@ -123,12 +123,12 @@ def events_in(folder: Path) -> EventAccumulator:
 def test_tensorboard_has_every_tag_in_the_run_where_it_belongs(smoke):
     folder, _ = smoke
     own = events_in(folder)
-    scalars = {"4_statistics/update_ratio_image_branch_over_temporal_branch"}
-    scalars |= {f"{section}/{name}" for section in ("1_val", "3_train", "7_test") for name in ("loss", "accuracy")}
+    scalars = {"5_statistics/update_ratio_image_branch_over_temporal_branch"}
+    scalars |= {f"{section}/{name}" for section in ("1_val", "4_train", "8_test") for name in ("loss", "accuracy")}
     scalars |= {
-        "6_classes/macro_f1",
-        "6_classes/balanced_accuracy",
-        *(f"6_classes/recall/{digit}" for digit in range(10)),
+        "7_classes/macro_f1",
+        "7_classes/balanced_accuracy",
+        *(f"7_classes/recall/{digit}" for digit in range(10)),
     }
     assert set(own.Tags()["scalars"]) == scalars
     pictures = {"predictions", "worst_mistakes", "confusion_matrix", "reliability"}
@@ -140,22 +140,20 @@ def test_tensorboard_has_every_tag_in_the_run_where_it_belongs(smoke):
     assert text.startswith("epoch 2, step 66: lr of image_branch 0.0005 -> 0.00015 (plateau): ")
 
     statistics = {name for name in (*STATISTICS, *MOMENTS) if not name.startswith("clipped_")}
-    first = {"lr", "update_ratio", "grad_norm", "grad_share"}
-    rules = {f"5_rules/{name}" for name in ("reduction", "plateau_best", "plateau_bad_validations", "plateau_cooldown")}
+    sections = {"lr": "2_groups", "update_ratio": "2_groups", "grad_norm": "3_gradients", "grad_share": "3_gradients"}
+    rules = {f"6_rules/{name}" for name in ("reduction", "plateau_best", "plateau_bad_validations", "plateau_cooldown")}
     records = [record for record in lines(folder / "metrics.jsonl") if record["kind"] == "stats"]
     assert sorted(path.name for path in (folder / "groups").iterdir()) == sorted(GROUP_NAMES)
     for group in GROUP_NAMES:
         events = events_in(folder / "groups" / group)
-        expected = (
-            {f"4_statistics/{name}" for name in statistics - first} | {f"2_groups/{name}" for name in first} | rules
-        )
+        expected = {f"{sections.get(name, '5_statistics')}/{name}" for name in statistics | {"lr"}} | rules
         expected |= {"1_val/loss", "1_val/accuracy"} if group in BRANCHES else set()
         expected |= {"2_groups/lr_event"} if group == "image_branch" else set()
         assert set(events.Tags()["scalars"]) == expected
-        drawn = [(event.step, event.value) for event in events.Scalars("2_groups/grad_norm")]
+        drawn = [(event.step, event.value) for event in events.Scalars("3_gradients/grad_norm")]
         assert drawn == [(r["step"], pytest.approx(r["groups"][group]["grad_norm"], rel=1e-6)) for r in records]
     events = events_in(folder / "groups" / "image_branch")
-    assert [event.value for event in events.Scalars("5_rules/reduction")] == pytest.approx([1, 0.3])
+    assert [event.value for event in events.Scalars("6_rules/reduction")] == pytest.approx([1, 0.3])
     assert [(e.step, e.value) for e in events.Scalars("2_groups/lr_event")] == [(66, pytest.approx(1.5e-4))]
     at_66 = [event.value for event in events.Scalars("2_groups/lr") if event.step == 66]
     assert at_66 == pytest.approx([5e-4, 1.5e-4])  # a vertical line
@@ -178,7 +176,7 @@ def test_the_page_of_hparams_has_each_group_and_the_final_scores(smoke):
     assert shown == {name: name[2:] for name in values}
     assert content["session_start_info"].session_start_info.group_name == "smoke"
     metrics = [info.name.tag for info in content["experiment"].experiment.metric_infos]
-    assert metrics == ["1_val/accuracy", "1_val/loss", "7_test/accuracy", "7_test/loss"]
+    assert metrics == ["1_val/accuracy", "1_val/loss", "8_test/accuracy", "8_test/loss"]
     assert content["session_end_info"].session_end_info.status == STATUS_SUCCESS
 
 

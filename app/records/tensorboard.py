@@ -26,16 +26,18 @@ from app.messages import writing
 
 CLASSES_DRAWN = 20  # with more of them no recall is drawn
 SECONDS_HEARD = 20
-VAL, GROUPS, TRAIN, STATISTICS, RULES, CLASSES, TEST = (
+VAL, GROUPS, GRADIENTS, TRAIN, STATISTICS, RULES, CLASSES, TEST = (
     "1_val",
     "2_groups",
-    "3_train",
-    "4_statistics",
-    "5_rules",
-    "6_classes",
-    "7_test",
+    "3_gradients",
+    "4_train",
+    "5_statistics",
+    "6_rules",
+    "7_classes",
+    "8_test",
 )
-FIRST = ("lr", "update_ratio", "grad_norm", "grad_share")  # of a group; in GROUPS, the others in STATISTICS
+# Of a group; the others are in STATISTICS. Within a section TensorBoard sorts by name: lr, then update_ratio.
+FIRST = {"lr": GROUPS, "update_ratio": GROUPS, "grad_norm": GRADIENTS, "grad_share": GRADIENTS}
 FINAL = (f"{VAL}/accuracy", f"{VAL}/loss", f"{TEST}/accuracy", f"{TEST}/loss")  # compared in the page of HParams
 HPARAMS = ("lr", "weight_decay", "beta1", "beta2", "seed")  # in this order in that page
 
@@ -191,7 +193,7 @@ def _folder_name(group: str) -> str:
 
 
 def _tag_of_group(name: str) -> str:
-    return f"{GROUPS if name in FIRST else STATISTICS}/{name}"
+    return f"{FIRST.get(name, STATISTICS)}/{name}"
 
 
 def _markdown(rows: list[dict[str, Any]]) -> str:

@@ -46,7 +46,7 @@ def test_a_group_of_any_name_has_a_sub_run_inside_the_run(tmp_path, name):
     (own,) = folders - {Path("."), Path("groups/other"), Path("branches/image_branch")}
     assert own.parent == Path("groups")
     events = EventAccumulator(str(tmp_path / "run" / own)).Reload()
-    assert set(events.Tags()["scalars"]) == {"2_groups/lr", "5_rules/plateau_best", "5_rules/plateau_best.1"}
+    assert set(events.Tags()["scalars"]) == {"2_groups/lr", "6_rules/plateau_best", "6_rules/plateau_best.1"}
 
 
 @pytest.mark.parametrize(("classes", "drawn"), [(20, 20), (21, 0)])
@@ -60,8 +60,8 @@ def test_the_recall_of_each_class_is_drawn_up_to_20_classes(tmp_path, classes, d
     tags = set(events.Tags()["scalars"])
     assert tags == {
         "1_val/loss",
-        "6_classes/balanced_accuracy",
-        *(f"6_classes/{name}" for name in list(recall)[:drawn]),
+        "7_classes/balanced_accuracy",
+        *(f"7_classes/{name}" for name in list(recall)[:drawn]),
     }
 
 
@@ -85,6 +85,6 @@ def test_what_a_stopped_run_wrote_after_its_checkpoint_is_hidden_in_each_sub_run
             board.validation(step, {"image_branch/loss": float(step)}, {})
         board.close()
         time.sleep(1.1)  # files are named, and so read in order, by the second
-    for run, tag in ((".", "3_train/loss"), ("groups/a", "2_groups/lr"), ("branches/image_branch", "1_val/loss")):
+    for run, tag in ((".", "4_train/loss"), ("groups/a", "2_groups/lr"), ("branches/image_branch", "1_val/loss")):
         events = EventAccumulator(str(tmp_path / run)).Reload()
         assert [event.step for event in events.Scalars(tag)] == [*range(1, 9)], run
