@@ -81,6 +81,7 @@ def test_the_first_screen_has_a_line_of_its_own_colour_for_each_group(page, serv
         found, colors = shown[tag]
         assert sorted(found) == names and len(colors) == len(names), tag
     assert shown["2_groups/lr_event"][0] == ["smoke/groups/image_branch"]
+    assert page.locator("image-card", has_text="2_groups/lr_events").count() == 1
 
 
 @pytest.mark.parametrize(

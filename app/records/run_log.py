@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from app.evaluation.sample_pictures import draw_table
 from app.learning_rates.events import LrEvent
 from app.messages import writing
 from app.param_groups.groups import Group, group_rows, hyperparameters
@@ -14,6 +15,8 @@ from app.records.tensorboard import TensorBoard
 from app.training.group_stats import ratio_between
 from app.training.objective import BRANCHES
 from app.training.step import Reading
+
+CHANGES_SHOWN = 12  # of lrs, in a table that has its place among charts
 
 
 class RunLog:
@@ -41,6 +44,7 @@ class RunLog:
     ):
         self.metrics = JsonLines(folder / "metrics.jsonl", resume_after)
         self.events = JsonLines(folder / "lr_events.jsonl", resume_after)
+        self.changes = [_change(record) for record in self.events.read()]  # of lrs, so far
         self.board = TensorBoard(folder, [group.name for group in groups], branches, resume_after)
         self.not_drawn = {group.name: _never_changing(group, clip_norm) for group in groups}
         config, tables = (folder / "config.yaml").read_text(), [group_rows(groups), plans]
@@ -90,9 +94,11 @@ class RunLog:
         records, texts = [event.as_record() for event in events], [event.describe() for event in events]
         for record, text in zip(records, texts, strict=True):
             self.events.write({**now, **record})
+            self.changes.append(_change({**now, **record}))
             print(f"  {text}")
         when = f"epoch {now['epoch']}, step {now['step']}"
-        self.board.lr_events(now["step"], records, "\n\n".join(f"{when}: {text}" for text in texts))
+        text, table = "\n\n".join(f"{when}: {text}" for text in texts), draw_table(self.changes[-CHANGES_SHOWN:])
+        self.board.lr_events(now["step"], records, text, table)
 
     def embeddings(self, step: int, of_branches: dict[str, torch.Tensor], classes: list[str]) -> None:
         """of_branches: each (N, D); classes: of the N samples."""
@@ -108,6 +114,13 @@ class RunLog:
     def close(self) -> None:
         for file in (self.metrics, self.events, self.board):
             file.close()
+
+
+def _change(record: dict) -> dict[str, str]:
+    """A line of lr_events.jsonl in words, by column."""
+    lr = f"{float(record['from']):.3g} → {float(record['to']):.3g}"
+    when = {"step": str(record["step"]), "epoch": str(record["epoch"])}
+    return when | {"group": record["group"], "lr": lr, "cause": record["cause"]}
 
 
 def _never_changing(group: Group, clip_norm: float | None) -> set[str]:
@@ -150,6 +163,9 @@ class JsonLines:
         """Raises OSError that names the file, where it cannot be written."""
         with writing(self.path):
             self.file.write(to_json(record) + "\n")
+
+    def read(self) -> list[dict]:
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
 
     def close(self) -> None:
         self.file.close()

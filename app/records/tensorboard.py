@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import numpy as np
 import torch
+from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import metadata, summary_v2
 from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
@@ -119,10 +120,16 @@ class TensorBoard:
     def test(self, step: int, metrics: dict[str, float]) -> None:
         self._write(self.writer, step, {name: metrics[name] for name in ("accuracy", "loss")}, lambda n: f"{TEST}/{n}")
 
-    def lr_events(self, step: int, events: list[dict], text: str) -> None:
+    def lr_events(self, step: int, events: list[dict], text: str, table: Image.Image) -> None:
         """All of a step: in words; as points of a chart of their own; and, but for freezing, as vertical lines in that
-        of lr. text: of all, as TensorBoard shows one for a step."""
+        of lr.
+
+        Args:
+            text: of all, as TensorBoard shows one for a step.
+            table: of the last ones of the run, as a picture: texts have no place beside the charts.
+        """
         with writing(self.folder):
+            self.writer.add_image(f"{GROUPS}/lr_events", np.asarray(table), step, dataformats="HWC")
             self.writer.add_text("2_lr_events", text, step)
             for event in events:
                 writer = self.writers[event["group"]]

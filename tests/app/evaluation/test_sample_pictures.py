@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from app.evaluation.predictions import Predictions
-from app.evaluation.sample_pictures import draw_confusion, draw_samples
+from app.evaluation.sample_pictures import draw_confusion, draw_samples, draw_table
 from app.training.objective import BRANCHES
 
 RIGHT, WRONG, NOTHING = (0, 114, 178), (213, 94, 0), (217, 217, 217)
@@ -77,3 +77,13 @@ def test_a_confusion_matrix_of_any_number_of_classes(classes):
     assert max(picture.size) < 900
     dark = (8, 48, 107)  # all of a class
     assert dark in colors(picture) and draw_confusion(counts * 0, ["a"] * classes).size[0] > 0
+
+
+def test_a_table_is_as_wide_as_tensorboard_shows_it_or_as_it_must_be():
+    row = {"step": "462", "group": "temporal_branch", "lr": "0.006 → 0.0018"}
+    table = draw_table([row] * 3)
+    assert table.size == (350, 4 * 15 + 8)
+    inked = (np.array(table) < 128).all(2)
+    lines = [inked[4 + i * 15 : 18 + i * 15] for i in range(4)]
+    assert np.array_equal(lines[1], lines[2]) and lines[1].any() and not np.array_equal(lines[0], lines[1])
+    assert not inked[:, -3:].any() and draw_table([row | {"group": "x" * 60}]).width > 350
