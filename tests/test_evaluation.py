@@ -9,6 +9,7 @@ import torch
 
 import evaluate
 import train
+from app.commands.trained import build_trained
 from app.records.checkpoint import load_checkpoint, save_checkpoint
 from tests.conftest import ROOT
 
@@ -71,17 +72,33 @@ def test_a_temperature_is_stored_used_and_found_again_and_changes_no_training(fo
     save_checkpoint(path, content)
     before = report_of(path, tmp_path / "before", "--temperature")
     value = before["calibration"]["temperature"]["value"]
-    assert f"temperature {value:.4f} is stored in {path}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"temperature {value:.4f} is stored in {path}" in printed and "note:" not in printed
+    assert f" with temperature {value:.3f}, fitted on val\n" in printed
     stored = load_checkpoint(path)
     assert stored.pop("temperature") == value and stored.keys() == content.keys()
     assert all(torch.equal(stored["model"][name], tensor) for name, tensor in content["model"].items())
 
     after = report_of(path, tmp_path / "after")
+    printed = capsys.readouterr().out
+    assert f"note: {path} has a stored temperature, {value:.4f}: all its probabilities are with it\n" in printed
+    assert f"with the stored temperature {value:.3f}\n" in printed and "fitted on" not in printed
     assert after["calibration"]["stored"] == after["temperature"] == value
     expected = before["calibration"]["with_temperature"]
     assert after["calibration"]["as_it_is"]["nll"] == pytest.approx(expected["nll"], rel=1e-5)
-    assert after["calibration"]["temperature"]["value"] == pytest.approx(value, rel=1e-4)
+    again = report_of(path, tmp_path / "again", "--temperature", "--split", "val")["calibration"]
+    assert again["temperature"]["value"] == after["calibration"]["temperature"]["value"] == value
+    assert again["with_temperature"] == again["as_it_is"]  # the samples that it is fitted on, shown with it already
+    text = (tmp_path / "again" / "report.html").read_text(encoding="utf-8")
+    assert "which are the samples shown here" in text and "with the stored temperature" in text
     assert after["accuracy"] == before["accuracy"] and after["loss"] == pytest.approx(expected["nll"], rel=1e-5)
+
+    trained = build_trained(path, "cpu")
+    save_checkpoint(path, stored | {"saved_at": stored["saved_at"] + 1})
+    with pytest.raises(ValueError, match=f"{path} was saved anew while it was evaluated; evaluate it again"):
+        trained.store_temperature(2.0)
+    assert "temperature" not in load_checkpoint(path)
+    save_checkpoint(path, stored | {"temperature": value})
 
     arguments = ["--config", str(ROOT / "configs" / "fusion.yaml"), f"run.folder={tmp_path}", "run.device=cpu"]
     arguments += ["data.image_size=32", "run.epochs=4", "run.limit_batches=2", "--resume"]

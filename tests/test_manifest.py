@@ -110,10 +110,13 @@ def test_other_rows_are_told_on_resume_and_in_an_evaluation(data, tmp_path):
         "error: data.sequence: chang",
         "error: data.audio: changed ",
     ]
-    (data / "fewer.csv").write_text("\n".join(rows) + "\n")
+    a_val_row = next(i for i, row in enumerate(rows) if ",val," in row)
+    (data / "fewer.csv").write_text("\n".join(rows[:a_val_row] + rows[a_val_row + 1 :]) + "\n")
     last = tmp_path / "manifest" / "checkpoints" / "last.pt"
     done = call("evaluate.py", "--checkpoint", last)
     assert "warning: the rows of test: 29 rows, " in done.stdout
+    assert "warning: the rows of val: 30 rows, " in done.stdout
+    assert "the temperature is fitted on the latter" in done.stdout
 
 
 def test_skipped_rows_stand_in_the_runs_folder(data, tmp_path):

@@ -58,8 +58,8 @@ def macro_f1(predictions: Predictions) -> float:
 
 def means_of_classes(predictions: Predictions) -> dict[str, dict[str, Any]]:
     """Value and interval of macro precision (over the classes that are predicted), of macro F1 (over those that have
-    samples or predictions) and of balanced accuracy (recall, over those that have samples). Where all samples are right,
-    or none, up to 3 / N of them may be otherwise in truth (Hanley and Lippman-Hand, 1983)."""
+    samples or predictions) and of balanced accuracy (recall, over those that have samples). Where all samples are
+    right, or none, up to 3 / N of them may be otherwise in truth (Hanley and Lippman-Hand, 1983)."""
     counts = confusion_counts(predictions)
     values = _means(counts.diagonal()[None], counts.sum(1)[None], counts.sum(0)[None])
     right, least = int(counts.trace()), min(1.0, 3 / len(predictions))
