@@ -73,6 +73,12 @@ def test_from_files_to_predictions(data, tmp_path):
         1,
     ]
     of_test = predictions(tmp_path / "manifest" / "evaluation" / "test")
+    of_speakers = {}
+    for row in of_test:
+        of_speakers.setdefault(row["speaker"], []).append(row["label"] == row["prediction"])
+    found = {name: (of["samples"], of["accuracy"]) for name, of in report["by"]["speaker"]["groups"].items()}
+    assert found == {name: (len(right), pytest.approx(np.mean(right))) for name, right in of_speakers.items()}
+    assert f"\nby speaker: smallest {report['by']['speaker']['smallest']} (" in done.stdout
 
     done = call("evaluate.py", "--checkpoint", best, "--manifest", data / "new.csv", "--output", tmp_path / "out")
     assert "accuracy" not in done.stdout and [p.name for p in (tmp_path / "out").iterdir()] == ["predictions.csv"]
@@ -85,7 +91,8 @@ def test_from_files_to_predictions(data, tmp_path):
     rows = (data / "new.csv").read_text().splitlines()
     rows[3] = rows[3].replace(".wav", ".wave").replace(".png", ".pong")
     (data / "broken.csv").write_text("\n".join(rows) + "\n")
-    done = call("evaluate.py", "--checkpoint", best, "--manifest", data / "broken.csv", code=1)
+    done = call("evaluate.py", "--checkpoint", best, "--manifest", data / "broken.csv", "--by", "speaker", code=1)
+    assert "warning: --by: no row has a label, so there is no accuracy to tell" in done.stdout
     assert "1 of 30 rows have an error, 1 of these no prediction" in done.stderr
     of_broken = predictions(tmp_path / "manifest" / "evaluation" / "broken")
     assert of_broken[2]["prediction"] == "" and "is not there" in of_broken[2]["error"] and of_broken[2]["row"] == "4"

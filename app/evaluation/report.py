@@ -26,7 +26,7 @@ from app.evaluation.scores import (
     share,
     worst_mistakes,
 )
-from app.messages import format_table, writing
+from app.messages import format_table, visible, writing
 from app.records.run_log import to_json
 
 FIGURES = ("confusion_matrix", "reliability", "worst_mistakes", "robustness")
@@ -168,7 +168,7 @@ def describe_report(report: dict[str, Any]) -> str:
         f"{report['balanced_accuracy']:.4f} ({_ends(report['balanced_accuracy_interval_95'])})",
         "\n".join(_in_lines(report)),
         *([_confusion_table(report)] if len(report["class_names"]) <= TABLE else []),
-        *(_table_of(column, of["groups"]) for column, of in report.get("by", {}).items()),
+        *(_subgroups(column, of) for column, of in report.get("by", {}).items()),
         *(_describe_groups(origin) for origin in origins),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -181,7 +181,7 @@ def _in_lines(report: dict[str, Any]) -> Iterator[str]:
         yield _describe_calibration(calibration, report["split"])
     if pairs := report["confused_pairs"][:3]:
         named = (f"{pair['true']} taken for {pair['predicted']}: {pair['samples']}" for pair in pairs)
-        yield f"most confused: {', '.join(named)}"
+        yield visible(f"most confused: {', '.join(named)}")
     for name, curve in report.get("robustness", {}).items():
         points = (f"{of['accuracy']:.3f} at {of['noise']:g}" for of in curve)
         yield f"accuracy under noise on the {name}: {', '.join(points)}"
@@ -208,6 +208,13 @@ def _table_of(kind: str, groups: dict[str, dict[str, Any]]) -> str:
     for name, of in groups.items():
         rows.append((name or "(empty)", f"{of['accuracy']:.4f}", _ends(of["interval_95"]), str(of["samples"])))
     return format_table(rows)
+
+
+def _subgroups(column: str, of: dict[str, Any]) -> str:
+    groups, smallest, worst = of["groups"], of["smallest"], of["worst"]
+    words = f"by {column}: smallest {smallest or '(empty)'} ({groups[smallest]['samples']} samples), "
+    words += f"worst {worst or '(empty)'} ({groups[worst]['accuracy']:.4f})"
+    return f"{_table_of(column, groups)}\n{visible(words)}"
 
 
 def _confusion_table(report: dict[str, Any]) -> str:
