@@ -147,6 +147,9 @@ def make_report(
                 warn(f"--{option}: no row has a label, so there is no accuracy to tell")
         return {}
     report = scores_of(trained.new_metrics(), known)
+    for mistake in report["worst_mistakes"]:
+        if of_row := cells[mistake["index"]]:
+            mistake["cells"] = of_row
     if use := trained.modality_use(rows):
         report["modality_use"] = use
     report["calibration"] = calibration_of(trained, rows, known)

@@ -78,6 +78,9 @@ def test_from_files_to_predictions(data, tmp_path):
         of_speakers.setdefault(row["speaker"], []).append(row["label"] == row["prediction"])
     found = {name: (of["samples"], of["accuracy"]) for name, of in report["by"]["speaker"]["groups"].items()}
     assert found == {name: (len(right), pytest.approx(np.mean(right))) for name, right in of_speakers.items()}
+    for mistake in report["worst_mistakes"]:
+        cells = {name: of_test[mistake["index"]][name] for name in ("image_path", "audio_path", "speaker", "class")}
+        assert cells.items() <= mistake["cells"].items() and cells["class"] == mistake["label"]
     assert f"\nby speaker: smallest {report['by']['speaker']['smallest']} (" in done.stdout
 
     done = call("evaluate.py", "--checkpoint", best, "--manifest", data / "new.csv", "--output", tmp_path / "out")
@@ -124,6 +127,8 @@ def test_other_rows_are_told_on_resume_and_in_an_evaluation(data, tmp_path):
     assert "warning: the rows of test: 29 rows, " in done.stdout
     assert "warning: the rows of val: 30 rows, " in done.stdout
     assert "the temperature is fitted on the latter" in done.stdout
+    report = json.loads((tmp_path / "manifest" / "evaluation" / "test" / "report.json").read_text())
+    assert report["samples"] == 30 and report["rows"]["test"].startswith("29 rows, ")  # of the checkpoint
 
 
 def test_skipped_rows_stand_in_the_runs_folder(data, tmp_path):

@@ -182,7 +182,7 @@ class Trained:
             "reductions": self.saved["learning_rates"]["reduction"],
             **({"temperature": self.temperature} if "temperature" in self.saved else {}),
             "versions": self.saved["versions"],
-            "rows": dict(self.parts.data_spec.rows),
+            "rows": self.saved["data_spec"]["rows"],  # those it was trained beside, whatever the data are by now
             "not_default": not_default(self.saved["config"]),
         }
 
