@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 
 import pytest
@@ -110,6 +111,20 @@ def test_a_temperature_is_stored_used_and_found_again_and_changes_no_training(fo
         weights.append(load_checkpoint(tmp_path / f"resumed-{len(weights)}" / "checkpoints" / "last.pt"))
     assert "temperature" not in weights[0]
     assert all(torch.equal(weights[1]["model"][name], tensor) for name, tensor in weights[0]["model"].items())
+
+
+def test_no_temperature_is_stored_where_none_is_the_best(folder, tmp_path, capsys):
+    """A model that gives every class the same."""
+    content = load_checkpoint(folder / "checkpoints" / "best.pt")
+    for name in [name for name in content["model"] if name.startswith("fusion_head.layers.")][-2:]:
+        content["model"][name].zero_()
+    save_checkpoint(tmp_path / "flat.pt", content)
+    report_of(tmp_path / "flat.pt", tmp_path / "out", "--temperature", code=2)
+    assert "error: --temperature: none from 0.05 to 20 is the best of val" in capsys.readouterr().err
+    assert "temperature" not in load_checkpoint(tmp_path / "flat.pt")
+    assert not (tmp_path / "out").exists()
+    found = report_of(tmp_path / "flat.pt", tmp_path / "out")["calibration"]
+    assert found["temperature"]["at_limit"] and found["as_it_is"]["nll"] == pytest.approx(math.log(10))
 
 
 @pytest.mark.parametrize(
