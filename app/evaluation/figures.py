@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from app.messages import shortened
+
 COLORS = ("#0072B2", "#D55E00")  # of Okabe and Ito: told apart by the colour-blind too
 _LONGEST = 30  # characters of a class' name
 _NOTHING = "0.85"  # grey, which is no colour of the heat map
@@ -15,7 +17,7 @@ _NOTHING = "0.85"  # grey, which is no colour of the heat map
 
 def confusion_figure(counts: torch.Tensor, class_names: list[str], title: str) -> Figure:
     """counts (C, C): rows are true classes, columns predictions. Cell numbers up to 20 classes; long names are cut."""
-    names = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in class_names]
+    names = [shortened(name, _LONGEST) for name in class_names]
     size = min(4 + 0.4 * len(names) + 0.07 * max(map(len, names)), 16)
     figure = Figure(figsize=(size, size * 0.9), layout="constrained")
     axes = figure.subplots()

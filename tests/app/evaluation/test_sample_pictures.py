@@ -77,3 +77,14 @@ def test_a_confusion_matrix_of_any_number_of_classes(classes):
     assert max(picture.size) < 900
     dark = (8, 48, 107)  # all of a class
     assert dark in colors(picture) and draw_confusion(counts * 0, ["a"] * classes).size[0] > 0
+
+
+def test_of_a_long_name_without_spaces_the_beginning_is_shown(predictions):
+    names = ["chamaeleo_calyptratus", "trioceros_melleri_of_the_usambara"]
+    a, b = (draw_confusion(torch.eye(2).long(), order) for order in (names, names[::-1]))
+    assert a.tobytes() != b.tobytes()
+    a, b = (
+        draw_samples(samples_with(3), dataclasses.replace(predictions, class_names=order))
+        for order in (names, names[::-1])
+    )
+    assert a.tobytes() != b.tobytes()
