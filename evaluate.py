@@ -23,7 +23,7 @@ from typing import Any
 from app.commands.compare import compare_checkpoints
 from app.commands.pictures import draw_mistakes
 from app.commands.trained import LateFusion, Trained, build_late_fusion, build_trained
-from app.evaluation.certainty import describe_certainty, fit_temperature
+from app.evaluation.certainty import TEMPERATURES, describe_certainty, fit_temperature
 from app.evaluation.predictions import Predictions, gather, row_names, with_cells
 from app.evaluation.report import (
     describe_report,
@@ -32,7 +32,7 @@ from app.evaluation.report import (
     write_predictions,
     write_report,
 )
-from app.evaluation.scores import accuracy_by_column
+from app.evaluation.scores import accuracy_by_column, check_column
 from app.messages import report_error, survive_lost_output, warn
 from app.records.run_config import DEVICES
 from data.spec import SPLITS
@@ -93,13 +93,17 @@ def evaluate(trained: Trained | LateFusion, args: argparse.Namespace) -> int:
     """Returns 1 where a row of the manifest, or a file of a folder, has an error, else 0."""
     manifest = args.manifest
     of_rows, name = ("new", name_of(manifest)) if manifest else (args.split, args.split)
+    dataset = trained.dataset(of_rows)
+    cells = [dataset.cells(i) for i in range(len(dataset))]
+    for column in args.by or ():
+        check_column(column, cells)
     for line in trained.warnings(of_rows):
         warn(line)
+    for line in trained.notes():
+        print(f"note: {line}")
     predictions = gather(trained.predict(of_rows), trained.class_names, trained.branches)
     for line in untrained_absences(predictions, trained.stand_ins):
         warn(line)
-    dataset = trained.dataset(of_rows)
-    cells = [dataset.cells(i) for i in range(len(dataset))]
     report = {"split": str(manifest or args.split), **make_report(trained, predictions, of_rows, cells, args)}
     if args.temperature:
         _store_temperature(trained, report["calibration"]["temperature"])
@@ -143,6 +147,9 @@ def make_report(
                 warn(f"--{option}: no row has a label, so there is no accuracy to tell")
         return {}
     report = scores_of(trained.new_metrics(), known)
+    for mistake in report["worst_mistakes"]:
+        if of_row := cells[mistake["index"]]:
+            mistake["cells"] = of_row
     if use := trained.modality_use(rows):
         report["modality_use"] = use
     report["calibration"] = calibration_of(trained, rows, known)
@@ -156,8 +163,10 @@ def make_report(
 
 def _store_temperature(trained: Trained, fitted: dict[str, Any]) -> None:
     if fitted["at_limit"]:
+        low, high = TEMPERATURES
         raise ValueError(
-            "--temperature: there is no best one where all samples of val are right, or all wrong; none is stored"
+            f"--temperature: none from {low:g} to {high:g} is the best of val, as all of its samples are right, or the "
+            "model is no better than chance; none is stored"
         )
     trained.store_temperature(fitted["value"])
 
@@ -167,15 +176,13 @@ def calibration_of(trained: Trained | LateFusion, rows: str, known: Predictions)
     found = {"stored": trained.temperature, "as_it_is": describe_certainty(known)}
     if rows == "new" or isinstance(trained, LateFusion):  # its data may be elsewhere; each has a temperature of its own
         return found
-    raw = known.scaled(1 / trained.temperature)
-    if rows == "val":
-        validation = raw
-    else:
-        validation = gather(trained.predict("val"), trained.class_names, trained.branches)
-        validation = validation.labelled().scaled(1 / trained.temperature)
+    for line in trained.parts.other_rows(trained.saved, "val") if rows != "val" else ():
+        warn(f"{line}; the temperature is fitted on the latter")
+    # Raw, so that a stored temperature is found again to the last digit.
+    validation = gather(trained.predict("val", raw=True), trained.class_names, trained.branches).labelled()
     temperature = fit_temperature(validation)
     found["temperature"] = {**temperature._asdict(), "fitted_on": "val"}
-    return found | {"with_temperature": describe_certainty(raw.scaled(temperature.value))}
+    return found | {"with_temperature": describe_certainty(known, temperature.value / trained.temperature)}
 
 
 def name_of(manifest: Path) -> str:

@@ -169,6 +169,11 @@ def in_words(size: float) -> str:
     return f"{size:,.{1 if size < 10 else 0}f} {('KiB', 'MiB', 'GiB')[power - 1]}"
 
 
+def shortened(text: str, longest: int) -> str:
+    """At most that many characters, the last of which then says that there are more."""
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
 def visible(text: str) -> str:
     """With the characters that cannot be seen, such as line breaks, escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

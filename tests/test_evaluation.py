@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 import evaluate
 import train
+from app.commands.trained import build_trained
 from app.records.checkpoint import load_checkpoint, save_checkpoint
 from tests.conftest import ROOT
 
@@ -71,17 +73,33 @@ def test_a_temperature_is_stored_used_and_found_again_and_changes_no_training(fo
     save_checkpoint(path, content)
     before = report_of(path, tmp_path / "before", "--temperature")
     value = before["calibration"]["temperature"]["value"]
-    assert f"temperature {value:.4f} is stored in {path}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"temperature {value:.4f} is stored in {path}" in printed and "note:" not in printed
+    assert f" with temperature {value:.3f}, fitted on val\n" in printed
     stored = load_checkpoint(path)
     assert stored.pop("temperature") == value and stored.keys() == content.keys()
     assert all(torch.equal(stored["model"][name], tensor) for name, tensor in content["model"].items())
 
     after = report_of(path, tmp_path / "after")
+    printed = capsys.readouterr().out
+    assert f"note: {path} has a stored temperature, {value:.4f}: all its probabilities are with it\n" in printed
+    assert f"with the stored temperature {value:.3f}\n" in printed and "fitted on" not in printed
     assert after["calibration"]["stored"] == after["temperature"] == value
     expected = before["calibration"]["with_temperature"]
     assert after["calibration"]["as_it_is"]["nll"] == pytest.approx(expected["nll"], rel=1e-5)
-    assert after["calibration"]["temperature"]["value"] == pytest.approx(value, rel=1e-4)
+    again = report_of(path, tmp_path / "again", "--temperature", "--split", "val")["calibration"]
+    assert again["temperature"]["value"] == after["calibration"]["temperature"]["value"] == value
+    assert again["with_temperature"] == again["as_it_is"]  # the samples that it is fitted on, shown with it already
+    text = (tmp_path / "again" / "report.html").read_text(encoding="utf-8")
+    assert "which are the samples shown here" in text and "with the stored temperature" in text
     assert after["accuracy"] == before["accuracy"] and after["loss"] == pytest.approx(expected["nll"], rel=1e-5)
+
+    trained = build_trained(path, "cpu")
+    save_checkpoint(path, stored | {"saved_at": stored["saved_at"] + 1})
+    with pytest.raises(ValueError, match=f"{path} was saved anew while it was evaluated; evaluate it again"):
+        trained.store_temperature(2.0)
+    assert "temperature" not in load_checkpoint(path)
+    save_checkpoint(path, stored | {"temperature": value})
 
     arguments = ["--config", str(ROOT / "configs" / "fusion.yaml"), f"run.folder={tmp_path}", "run.device=cpu"]
     arguments += ["data.image_size=32", "run.epochs=4", "run.limit_batches=2", "--resume"]
@@ -93,6 +111,20 @@ def test_a_temperature_is_stored_used_and_found_again_and_changes_no_training(fo
         weights.append(load_checkpoint(tmp_path / f"resumed-{len(weights)}" / "checkpoints" / "last.pt"))
     assert "temperature" not in weights[0]
     assert all(torch.equal(weights[1]["model"][name], tensor) for name, tensor in weights[0]["model"].items())
+
+
+def test_no_temperature_is_stored_where_none_is_the_best(folder, tmp_path, capsys):
+    """A model that gives every class the same."""
+    content = load_checkpoint(folder / "checkpoints" / "best.pt")
+    for name in [name for name in content["model"] if name.startswith("fusion_head.layers.")][-2:]:
+        content["model"][name].zero_()
+    save_checkpoint(tmp_path / "flat.pt", content)
+    report_of(tmp_path / "flat.pt", tmp_path / "out", "--temperature", code=2)
+    assert "error: --temperature: none from 0.05 to 20 is the best of val" in capsys.readouterr().err
+    assert "temperature" not in load_checkpoint(tmp_path / "flat.pt")
+    assert not (tmp_path / "out").exists()
+    found = report_of(tmp_path / "flat.pt", tmp_path / "out")["calibration"]
+    assert found["temperature"]["at_limit"] and found["as_it_is"]["nll"] == pytest.approx(math.log(10))
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,15 @@ def test_from_files_to_predictions(data, tmp_path):
         1,
     ]
     of_test = predictions(tmp_path / "manifest" / "evaluation" / "test")
+    of_speakers = {}
+    for row in of_test:
+        of_speakers.setdefault(row["speaker"], []).append(row["label"] == row["prediction"])
+    found = {name: (of["samples"], of["accuracy"]) for name, of in report["by"]["speaker"]["groups"].items()}
+    assert found == {name: (len(right), pytest.approx(np.mean(right))) for name, right in of_speakers.items()}
+    for mistake in report["worst_mistakes"]:
+        cells = {name: of_test[mistake["index"]][name] for name in ("image_path", "audio_path", "speaker", "class")}
+        assert cells.items() <= mistake["cells"].items() and cells["class"] == mistake["label"]
+    assert f"\nby speaker: smallest {report['by']['speaker']['smallest']} (" in done.stdout
 
     done = call("evaluate.py", "--checkpoint", best, "--manifest", data / "new.csv", "--output", tmp_path / "out")
     assert "accuracy" not in done.stdout and [p.name for p in (tmp_path / "out").iterdir()] == ["predictions.csv"]
@@ -85,7 +94,8 @@ def test_from_files_to_predictions(data, tmp_path):
     rows = (data / "new.csv").read_text().splitlines()
     rows[3] = rows[3].replace(".wav", ".wave").replace(".png", ".pong")
     (data / "broken.csv").write_text("\n".join(rows) + "\n")
-    done = call("evaluate.py", "--checkpoint", best, "--manifest", data / "broken.csv", code=1)
+    done = call("evaluate.py", "--checkpoint", best, "--manifest", data / "broken.csv", "--by", "speaker", code=1)
+    assert "warning: --by: no row has a label, so there is no accuracy to tell" in done.stdout
     assert "1 of 30 rows have an error, 1 of these no prediction" in done.stderr
     of_broken = predictions(tmp_path / "manifest" / "evaluation" / "broken")
     assert of_broken[2]["prediction"] == "" and "is not there" in of_broken[2]["error"] and of_broken[2]["row"] == "4"
@@ -110,10 +120,15 @@ def test_other_rows_are_told_on_resume_and_in_an_evaluation(data, tmp_path):
         "error: data.sequence: chang",
         "error: data.audio: changed ",
     ]
-    (data / "fewer.csv").write_text("\n".join(rows) + "\n")
+    a_val_row = next(i for i, row in enumerate(rows) if ",val," in row)
+    (data / "fewer.csv").write_text("\n".join(rows[:a_val_row] + rows[a_val_row + 1 :]) + "\n")
     last = tmp_path / "manifest" / "checkpoints" / "last.pt"
     done = call("evaluate.py", "--checkpoint", last)
     assert "warning: the rows of test: 29 rows, " in done.stdout
+    assert "warning: the rows of val: 30 rows, " in done.stdout
+    assert "the temperature is fitted on the latter" in done.stdout
+    report = json.loads((tmp_path / "manifest" / "evaluation" / "test" / "report.json").read_text())
+    assert report["samples"] == 30 and report["rows"]["test"].startswith("29 rows, ")  # of the checkpoint
 
 
 def test_skipped_rows_stand_in_the_runs_folder(data, tmp_path):

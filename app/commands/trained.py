@@ -97,21 +97,34 @@ class Trained:
         """That the logits of the fusion are divided by, where one is stored with the checkpoint; else 1."""
         return self.saved.get("temperature", 1.0)
 
-    def predict(self, split: str, batch_size: int | None = None) -> Iterator[tuple]:
-        """See app.evaluation.predictions.predict. batch_size: None: that of the training."""
-        return self._predict(self._batches(self.dataset(split), batch_size))
+    def predict(self, split: str, batch_size: int | None = None, *, raw: bool = False) -> Iterator[tuple]:
+        """See app.evaluation.predictions.predict. batch_size: None: that of the training; raw: as if no temperature
+        were stored."""
+        return self._predict(self._batches(self.dataset(split), batch_size), 1.0 if raw else self.temperature)
 
-    def _predict(self, batches: Batches) -> Iterator[tuple]:
+    def _predict(self, batches: Batches, temperature: float) -> Iterator[tuple]:
         for batch, output in predict(self.parts.model, batches, **self.placement):
-            yield batch, output._replace(logits=output.logits / self.temperature)
+            yield batch, output._replace(logits=output.logits.float() / temperature)
+
+    def notes(self) -> list[str]:
+        """What decides over the predictions and is not in the config, a line each."""
+        if "temperature" not in self.saved:
+            return []
+        return [f"{self.path} has a stored temperature, {self.temperature:.4f}: all its probabilities are with it"]
 
     def store_temperature(self, temperature: float) -> None:
-        """In the checkpoint. Raises RunInUse or OSError."""
+        """In the checkpoint. Raises ValueError where another process trains there, or has trained; or OSError."""
         with ExitStack() as at_end:
             if folder := run_folder_of(self.path):
                 at_end.enter_context(lock_run_folder(folder))
+            content = load_checkpoint(self.path)
+            if content["saved_at"] != self.saved["saved_at"]:
+                raise ValueError(
+                    f"--temperature: {self.path} was saved anew while it was evaluated; evaluate it again, for the "
+                    "temperature is that of its weights before"
+                )
+            save_checkpoint(self.path, content | {"temperature": temperature})
             self.saved["temperature"] = temperature
-            save_checkpoint(self.path, load_checkpoint(self.path) | {"temperature": temperature})
 
     def modality_use(self, split: str) -> dict[str, Any]:
         """See app.evaluation.modality_use.describe_use; empty for a model of one input."""
@@ -128,7 +141,8 @@ class Trained:
             curve = found.setdefault(INPUTS[branch], [])
             for deviation in NOISE[INPUTS[branch]]:
                 dataset = Noisy(self.dataset(split), **{INPUTS[branch]: deviation})
-                predictions = gather(self._predict(self._batches(dataset)), self.class_names, self.branches).labelled()
+                batches = self._predict(self._batches(dataset), self.temperature)
+                predictions = gather(batches, self.class_names, self.branches).labelled()
                 right = predictions.correct[predictions.has(branch)]
                 accuracy = share(int(right.sum()), len(right))
                 curve.append({"noise": deviation, "samples": len(right), "accuracy": accuracy["value"]})
@@ -168,7 +182,7 @@ class Trained:
             "reductions": self.saved["learning_rates"]["reduction"],
             **({"temperature": self.temperature} if "temperature" in self.saved else {}),
             "versions": self.saved["versions"],
-            "rows": dict(self.parts.data_spec.rows),
+            "rows": self.saved["data_spec"]["rows"],  # those it was trained beside, whatever the data are by now
             "not_default": not_default(self.saved["config"]),
         }
 
@@ -216,6 +230,9 @@ class LateFusion:
     def modality_use(self, split: str) -> dict[str, Any]:
         """Nothing: both are joined by a rule, and nothing has learnt to use them."""
         return {}
+
+    def notes(self) -> list[str]:
+        return [*self.image.notes(), *self.sequence.notes()]
 
     def samples(self, split: str, predictions: Predictions) -> dict[str, torch.Tensor]:
         """See Trained.samples: of each what that model reads."""

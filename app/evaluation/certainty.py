@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq
 from torch.nn.functional import cross_entropy, one_hot
 from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -23,16 +23,23 @@ class Temperature(NamedTuple):
 def fit_temperature(predictions: Predictions) -> Temperature:
     """That of the lowest negative log-likelihood (Guo and others, 2017). All samples are labelled.
 
-    It has no lowest value where all are right, or all wrong: then the value is an end of TEMPERATURES.
+    The likelihood is convex in 1 / T, so the best T is where its slope changes sign. Where it does not between the ends
+    of TEMPERATURES (all samples are right, or the predictions are no better than chance) the value is one of these.
     """
     logits, label = _usable(predictions)
+    of_label = logits[torch.arange(len(label)), label]
 
-    def loss(log_temperature: float) -> float:
-        return cross_entropy(logits / np.exp(log_temperature), label).item()
+    def slope(log_temperature: float) -> float:
+        """Of the loss along 1 / T: what the model expects of its logits, less what the true classes have."""
+        probabilities = (logits / np.exp(log_temperature)).softmax(1)
+        return ((probabilities * logits).sum(1) - of_label).mean().item()
 
     low, high = np.log(TEMPERATURES)
-    best = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x
-    return Temperature(float(np.exp(best)), len(label), bool(min(best - low, high - best) < 1e-3))
+    if slope(low) <= 0:  # 0 where all are right and certain to the last digit
+        return Temperature(TEMPERATURES[0], len(label), True)
+    if slope(high) >= 0:
+        return Temperature(TEMPERATURES[1], len(label), True)
+    return Temperature(float(np.exp(brentq(slope, low, high))), len(label), False)
 
 
 def describe_certainty(predictions: Predictions, temperature: float = 1.0) -> dict[str, Any]:

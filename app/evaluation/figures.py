@@ -8,13 +8,17 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from app.messages import shortened
+
 COLORS = ("#0072B2", "#D55E00")  # of Okabe and Ito: told apart by the colour-blind too
+_LONGEST = 30  # characters of a class' name
 _NOTHING = "0.85"  # grey, which is no colour of the heat map
 
 
 def confusion_figure(counts: torch.Tensor, class_names: list[str], title: str) -> Figure:
-    """counts (C, C): rows are true classes, columns predictions. Cell numbers up to 20 classes."""
-    size = min(4 + 0.4 * len(class_names), 16)
+    """counts (C, C): rows are true classes, columns predictions. Cell numbers up to 20 classes; long names are cut."""
+    names = [shortened(name, _LONGEST) for name in class_names]
+    size = min(4 + 0.4 * len(names) + 0.07 * max(map(len, names)), 16)
     figure = Figure(figsize=(size, size * 0.9), layout="constrained")
     axes = figure.subplots()
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
@@ -23,8 +27,9 @@ def confusion_figure(counts: torch.Tensor, class_names: list[str], title: str) -
     axes.set(xlabel="predicted class", ylabel="true class")
     plain = {"parse_math": False}  # a name may have a $
     axes.set_title(title, **plain)
-    axes.set_xticks(range(len(class_names)), class_names, rotation=90 if len(class_names) > 12 else 0, **plain)
-    axes.set_yticks(range(len(class_names)), class_names, **plain)
+    upright = len(names) > 12 or sum(map(len, names)) > 60  # side by side they would run into each other
+    axes.set_xticks(range(len(names)), names, rotation=90 if upright else 0, **plain)
+    axes.set_yticks(range(len(names)), names, **plain)
     if len(class_names) <= 20:
         for (row, column), count in np.ndenumerate(counts.numpy()):
             if count:

@@ -20,12 +20,13 @@ from app.evaluation.scores import (
     accuracy_by,
     confused_pairs,
     describe_mistakes,
-    intervals_of_means,
+    means_of_classes,
+    own_accuracy,
     scores_of_classes,
     share,
     worst_mistakes,
 )
-from app.messages import format_table, writing
+from app.messages import format_table, visible, writing
 from app.records.run_log import to_json
 
 FIGURES = ("confusion_matrix", "reliability", "worst_mistakes", "robustness")
@@ -41,22 +42,28 @@ def scores_of(metrics: ClassificationMetrics, predictions: Predictions) -> dict[
         predictions: all labelled.
     """
     metrics.update(predictions, {"label": predictions.label, "present": predictions.present})
-    values, class_names, intervals = metrics.compute(), predictions.class_names, intervals_of_means(predictions)
+    values, class_names, means = metrics.compute(), predictions.class_names, means_of_classes(predictions)
     accuracy = share(int(predictions.correct.sum()), len(predictions))
     return {
         "samples": len(predictions),
         "loss": values["loss"],
         "accuracy": values["accuracy"],
         "accuracy_interval_95": accuracy["interval_95"],
+        "macro_precision": means["macro_precision"]["value"],
+        "macro_precision_interval_95": means["macro_precision"]["interval_95"],
         "macro_f1": values["macro_f1"],
-        "macro_f1_interval_95": intervals["macro_f1"],
+        "macro_f1_interval_95": means["macro_f1"]["interval_95"],
         "balanced_accuracy": values["balanced_accuracy"],
-        "balanced_accuracy_interval_95": intervals["balanced_accuracy"],
+        "balanced_accuracy_interval_95": means["balanced_accuracy"]["interval_95"],
         "recall": {name: values[f"{RECALL}{name}"] for name in class_names},  # NaN for a class without samples
         "classes": scores_of_classes(predictions),
         "by_present": accuracy_by(predictions.what_is_present(), predictions.correct),
         "unimodal": {
-            branch: {"loss": values[f"{branch}/loss"], "accuracy": values[f"{branch}/accuracy"]}
+            branch: {
+                "loss": values[f"{branch}/loss"],
+                "accuracy": values[f"{branch}/accuracy"],
+                "accuracy_interval_95": own_accuracy(predictions, branch)["interval_95"],
+            }
             for branch in predictions.unimodal_logits
         },
         "class_names": class_names,
@@ -146,23 +153,22 @@ def draw_figures(report: dict[str, Any]) -> dict[str, Figure]:
 
 def describe_report(report: dict[str, Any]) -> str:
     """The short form."""
-    low, high = report["accuracy_interval_95"]
     origins = report.get("checkpoints", [report])  # of a late fusion two
     whose = " and ".join(f"{origin['checkpoint']} (epoch {origin['epoch']})" for origin in origins)
-    scores = [("", "accuracy", "loss")]
-    scores += [("fusion", f"{report['accuracy']:.4f}", f"{report['loss']:.4f}")]
-    scores += [(f"{b} alone", f"{v['accuracy']:.4f}", f"{v['loss']:.4f}") for b, v in report["unimodal"].items()]
+    scores = [("", "accuracy", "95 % interval", "loss")]
+    for name, of in [("fusion", report), *((f"{branch} alone", of) for branch, of in report["unimodal"].items())]:
+        scores.append((name, f"{of['accuracy']:.4f}", _ends(of["accuracy_interval_95"]), f"{of['loss']:.4f}"))
     by_present = report["by_present"]
     lacks = list(by_present) != [" and ".join(INPUTS[branch] for branch in report["unimodal"])]
     parts = [
         f"{whose} on {report['split']}, {report['samples']} samples",
         format_table(scores),
         *([_table_of("present", by_present)] if lacks else []),
-        f"95 % interval of the accuracy: {low:.4f} to {high:.4f}; macro F1: {report['macro_f1']:.4f}; "
-        f"balanced accuracy: {report['balanced_accuracy']:.4f}",
+        f"macro F1: {report['macro_f1']:.4f} ({_ends(report['macro_f1_interval_95'])}); balanced accuracy: "
+        f"{report['balanced_accuracy']:.4f} ({_ends(report['balanced_accuracy_interval_95'])})",
         "\n".join(_in_lines(report)),
         *([_confusion_table(report)] if len(report["class_names"]) <= TABLE else []),
-        *(_table_of(column, of["groups"]) for column, of in report.get("by", {}).items()),
+        *(_subgroups(column, of) for column, of in report.get("by", {}).items()),
         *(_describe_groups(origin) for origin in origins),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -172,24 +178,43 @@ def _in_lines(report: dict[str, Any]) -> Iterator[str]:
     for name, of in report.get("modality_use", {}).get("inputs", {}).items():
         yield f"{name} {of['in_words']}"
     if calibration := report.get("calibration"):
-        words = f"calibration error {calibration['as_it_is']['ece']:.4f}"
-        if after := calibration.get("with_temperature"):
-            words += f", {after['ece']:.4f} with temperature {calibration['temperature']['value']:.3f}"
-        yield words
+        yield _describe_calibration(calibration, report["split"])
     if pairs := report["confused_pairs"][:3]:
         named = (f"{pair['true']} taken for {pair['predicted']}: {pair['samples']}" for pair in pairs)
-        yield f"most confused: {', '.join(named)}"
+        yield visible(f"most confused: {', '.join(named)}")
     for name, curve in report.get("robustness", {}).items():
         points = (f"{of['accuracy']:.3f} at {of['noise']:g}" for of in curve)
         yield f"accuracy under noise on the {name}: {', '.join(points)}"
 
 
+def _describe_calibration(calibration: dict[str, Any], split: str) -> str:
+    words, stored = f"calibration error {calibration['as_it_is']['ece']:.4f}", calibration["stored"]
+    if stored != 1:
+        words += f" with the stored temperature {stored:.3f}"
+    if (fitted := calibration.get("temperature")) and fitted["value"] != stored:
+        words += f", {calibration['with_temperature']['ece']:.4f} with temperature {fitted['value']:.3f}"
+        words += " (an end of its range)" if fitted["at_limit"] else ""
+        words += f", fitted on {fitted['fitted_on']}"
+        words += ", which are these very samples" if fitted["fitted_on"] == split else ""
+    return words
+
+
+def _ends(interval: list[float]) -> str:
+    return "-" if math.isnan(interval[0]) else f"{interval[0]:.3f} to {interval[1]:.3f}"
+
+
 def _table_of(kind: str, groups: dict[str, dict[str, Any]]) -> str:
     rows = [(kind, "accuracy", "95 % interval", "samples")]
     for name, of in groups.items():
-        low, high = of["interval_95"]
-        rows.append((name or "(empty)", f"{of['accuracy']:.4f}", f"{low:.3f} to {high:.3f}", str(of["samples"])))
+        rows.append((name or "(empty)", f"{of['accuracy']:.4f}", _ends(of["interval_95"]), str(of["samples"])))
     return format_table(rows)
+
+
+def _subgroups(column: str, of: dict[str, Any]) -> str:
+    groups, smallest, worst = of["groups"], of["smallest"], of["worst"]
+    words = f"by {column}: smallest {smallest or '(empty)'} ({groups[smallest]['samples']} samples), "
+    words += f"worst {worst or '(empty)'} ({groups[worst]['accuracy']:.4f})"
+    return f"{_table_of(column, groups)}\n{visible(words)}"
 
 
 def _confusion_table(report: dict[str, Any]) -> str:

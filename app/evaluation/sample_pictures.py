@@ -1,7 +1,6 @@
 """Pictures that are made at every validation, so by Pillow, which takes a tenth of matplotlib's time: samples with both
 inputs, the truth and what the model makes of them, the confusion matrix, and tables of words."""
 
-import textwrap
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -12,6 +11,7 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
 from app.evaluation.predictions import INPUTS, Predictions
+from app.messages import shortened
 
 LINES = 8  # features up to which a sequence is drawn as a line for each
 NAMED = 20  # classes up to which a confusion matrix has names and numbers
@@ -61,7 +61,7 @@ def draw_confusion(counts: torch.Tensor, class_names: list[str]) -> Image.Image:
     shares = (counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
     named = len(class_names) <= NAMED
     cell = 30 if named else max(1, 480 // len(class_names))
-    names = [textwrap.shorten(name, 12, placeholder="…") for name in class_names] if named else []
+    names = [shortened(name, 12) for name in class_names] if named else []
     font, small = _font(_TYPE), _font(12)
     margin = round(max((font.getlength(name) for name in names), default=0)) + 2 * _GAP
     side = cell * len(class_names)
@@ -105,7 +105,7 @@ def draw_table(rows: list[dict[str, str]]) -> Image.Image:
 
 def _texts(predictions: Predictions) -> Iterator[tuple[str, str, str, str]]:
     """Of each sample a mark, its colour, and two lines."""
-    names = [textwrap.shorten(name, 18, placeholder="…") for name in predictions.class_names]
+    names = [shortened(name, 18) for name in predictions.class_names]
 
     def says(logits: torch.Tensor) -> str:
         probability, best = logits.softmax(0).max(0)

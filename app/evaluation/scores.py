@@ -56,16 +56,18 @@ def macro_f1(predictions: Predictions) -> float:
     return float(f1_score(predictions.label.numpy(), predictions.prediction.numpy(), average="macro"))
 
 
-def intervals_of_means(predictions: Predictions) -> dict[str, list[float]]:
-    """Of macro F1 (over the classes that have samples or predictions) and of balanced accuracy (over those that have
-    samples). Where all samples are right, up to 3 / N of them may be wrong in truth (Hanley and Lippman-Hand, 1983)."""
-    if predictions.correct.all():
-        return dict.fromkeys(("macro_f1", "balanced_accuracy"), [max(0.0, 1 - 3 / len(predictions)), 1.0])
-    right, true, predicted = _resampled(confusion_counts(predictions))
-    with np.errstate(invalid="ignore"):
-        recall = right / true
-    means = {"macro_f1": np.nanmean(_f1(right, true, predicted), 1), "balanced_accuracy": np.nanmean(recall, 1)}
-    return {name: [float(end) for end in _interval(values)] for name, values in means.items()}
+def means_of_classes(predictions: Predictions) -> dict[str, dict[str, Any]]:
+    """Value and interval of macro precision (over the classes that are predicted), of macro F1 (over those that have
+    samples or predictions) and of balanced accuracy (recall, over those that have samples). Where all samples are
+    right, or none, up to 3 / N of them may be otherwise in truth (Hanley and Lippman-Hand, 1983)."""
+    counts = confusion_counts(predictions)
+    values = _means(counts.diagonal()[None], counts.sum(1)[None], counts.sum(0)[None])
+    right, least = int(counts.trace()), min(1.0, 3 / len(predictions))
+    if right in (0, len(predictions)):
+        intervals = dict.fromkeys(values, [1 - least, 1.0] if right else [0.0, least])
+    else:
+        intervals = {name: _interval(drawn).tolist() for name, drawn in _means(*_resampled(counts)).items()}
+    return {name: {"value": float(value[0]), "interval_95": intervals[name]} for name, value in values.items()}
 
 
 def confused_pairs(predictions: Predictions) -> list[dict[str, Any]]:
@@ -106,6 +108,13 @@ def describe_mistakes(predictions: Predictions, places: torch.Tensor) -> list[di
     ]
 
 
+def own_accuracy(predictions: Predictions, branch: str) -> dict[str, Any]:
+    """That of a branch's own head, of the samples that have its input; see share."""
+    right = predictions.unimodal_logits[branch].argmax(1) == predictions.label
+    has = predictions.has(branch)
+    return share(int((right & has).sum()), int(has.sum()))
+
+
 def accuracy_by(kinds: Sequence[str], correct: torch.Tensor) -> dict[str, dict[str, Any]]:
     """{kind: {"samples", "accuracy", "interval_95"}}. kinds: that of each of the N samples; correct: (N,) bool."""
     right: dict[str, list[bool]] = {}
@@ -121,22 +130,9 @@ def accuracy_by(kinds: Sequence[str], correct: torch.Tensor) -> dict[str, dict[s
 def accuracy_by_column(column: str, cells: Sequence[dict[str, str]], correct: torch.Tensor) -> dict[str, Any]:
     """{"groups": see accuracy_by, "smallest", "worst": names of groups}.
 
-    Args:
-        cells: of each of the N samples, by column.
-
-    Raises ValueError for a column that the samples do not have, and for one with too many values to be a group each.
+    cells: of each of the N samples, by column, as check_column passes them.
     """
-    known = list(dict.fromkeys(name for row in cells for name in row))
-    if not known:
-        raise ValueError(f"--by: found '{column}', but the samples have no columns; it is for data in a table of files")
-    if column not in known:
-        raise ValueError(f"--by: no column '{column}'; {nearest(column, known)}")
     groups = accuracy_by([row.get(column, "") for row in cells], correct)
-    if len(groups) > MOST_VALUES:
-        raise ValueError(
-            f"--by: column '{column}' has {len(groups)} different values, {MOST_VALUES} are allowed; give one that "
-            "stands for groups of samples, such as speaker"
-        )
     return {
         "groups": groups,
         "smallest": min(groups, key=lambda name: groups[name]["samples"]),
@@ -144,10 +140,35 @@ def accuracy_by_column(column: str, cells: Sequence[dict[str, str]], correct: to
     }
 
 
+def check_column(column: str, cells: Sequence[dict[str, str]]) -> None:
+    """Raises ValueError for a column that the samples do not have, and for one with too many values to be a group each.
+
+    cells: of each sample, by column.
+    """
+    known = list(dict.fromkeys(name for row in cells for name in row))
+    if not known:
+        raise ValueError(f"--by: found '{column}', but the samples have no columns; it is for data in a table of files")
+    if column not in known:
+        raise ValueError(f"--by: no column '{column}'; {nearest(column, known)}")
+    if (values := len({row.get(column, "") for row in cells})) > MOST_VALUES:
+        raise ValueError(
+            f"--by: column '{column}' has {values} different values, {MOST_VALUES} are allowed; give one that "
+            "stands for groups of samples, such as speaker"
+        )
+
+
 def confusion_counts(predictions: Predictions) -> np.ndarray:
     """(C, C) int64: rows are true classes, columns predictions."""
     classes = range(len(predictions.class_names))
     return confusion_matrix(predictions.label.numpy(), predictions.prediction.numpy(), labels=classes)
+
+
+def _means(right: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
+    """(R, C) each -> (R,) each"""
+    with np.errstate(invalid="ignore"):
+        of_classes = {"macro_precision": right / predicted, "balanced_accuracy": right / true}
+    of_classes["macro_f1"] = _f1(right, true, predicted)
+    return {name: np.nanmean(values, 1) for name, values in of_classes.items()}
 
 
 def _f1(right: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from app.messages import Findings, format_table, in_words, nearest, progress_bar, report_error, warn
+from app.messages import Findings, format_table, in_words, nearest, progress_bar, report_error, shortened, warn
 from tests.conftest import ROOT
 
 PROGRAM = """
@@ -124,3 +124,7 @@ def test_warnings_and_errors_beside_a_progress_bar_have_lines_of_their_own(termi
 def test_a_row_of_a_table_is_one_line_whatever_its_cells_hold():
     table = format_table([("class", "rows"), ("a\nb\t\u2028", "10")])
     assert table.splitlines() == ["class         rows", "------------------", "a\\nb\\t\\u2028    10"]
+
+
+def test_a_text_is_cut_where_it_is_too_long():
+    assert [shortened(text, 4) for text in ("", "a bc", "a bcd")] == ["", "a bc", "a b…"]

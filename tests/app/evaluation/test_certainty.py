@@ -2,7 +2,9 @@ import math
 
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
 from sklearn.metrics import brier_score_loss, log_loss
+from torch.nn.functional import cross_entropy
 
 from app.evaluation.certainty import BINS, TEMPERATURES, describe_certainty, fit_temperature
 from app.evaluation.predictions import Predictions
@@ -58,12 +60,31 @@ def test_the_temperature_undoes_what_the_logits_were_multiplied_by(honest, facto
     assert factor == 1 or after["ece"] < before["ece"] / 2
 
 
-def test_where_all_are_right_or_all_wrong_the_best_temperature_is_none():
-    logits = torch.eye(3)
+def test_the_temperature_is_where_the_loss_is_lowest(honest):
+    """By scipy's search for the minimum, which sees the loss alone."""
+    logits, label = honest.logits.double() * 3, honest.label
+    found = minimize_scalar(
+        lambda t: cross_entropy(logits / t, label).item(), bounds=(0.5, 9), method="bounded", options={"xatol": 1e-9}
+    )
+    assert fit_temperature(predictions_of(logits, label)).value == pytest.approx(found.x, rel=1e-5)
+
+
+@pytest.mark.parametrize("gap", [0.5, 1.0, 2.0, 10.0, 30.0, 1000.0])
+def test_where_all_are_right_or_all_wrong_there_is_no_best_temperature(gap):
+    """Also where the loss of certain ones is 0, or too large to change, to the last digit over much of the range."""
+    logits = gap * torch.eye(3)
     right = fit_temperature(predictions_of(logits, torch.arange(3)))
     wrong = fit_temperature(predictions_of(logits, torch.tensor([1, 2, 0])))
-    assert right.at_limit and right.value == pytest.approx(TEMPERATURES[0], rel=0.01)
-    assert wrong.at_limit and wrong.value == pytest.approx(TEMPERATURES[1], rel=0.01)
+    assert right == (TEMPERATURES[0], 3, True)
+    assert wrong == (TEMPERATURES[1], 3, True)
+
+
+def test_a_single_mistake_among_certain_ones_is_enough_for_a_temperature():
+    label = torch.arange(500) % 10
+    logits = 100 * torch.eye(10)[label]
+    logits[0] = logits[1]
+    temperature = fit_temperature(predictions_of(logits, label))
+    assert not temperature.at_limit and 5 < temperature.value < 20
 
 
 def test_a_class_that_late_fusion_rules_out_makes_no_number_nan():

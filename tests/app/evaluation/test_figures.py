@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from app.evaluation.figures import augmentation_figure, pixels_of
+from app.evaluation.figures import augmentation_figure, confusion_figure, pixels_of
 
 NAMES = ["cat", "a very long name of a dog", "$x$"]
 
@@ -69,3 +69,11 @@ def test_its_pixels_are_those_of_the_file(before, tmp_path):
     saved = np.asarray(Image.open(tmp_path / "samples.png").convert("RGB"))
     assert pixels.dtype == torch.float32 and pixels.shape == (3, *saved.shape[:2])
     assert np.array_equal((pixels * 255).round().byte().permute(1, 2, 0), saved)
+
+
+def test_long_names_leave_the_confusion_matrix_its_place():
+    figure = confusion_figure(torch.eye(3).long(), ["x" * 150, "b" * 30, "c"], "test")
+    pixels_of(figure)  # drawn, so that the layout is made
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["x" * 29 + "…", "b" * 30, "c"]
+    assert min(axes.get_position().size) > 0.4

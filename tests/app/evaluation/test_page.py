@@ -58,6 +58,8 @@ def report_of(predictions, whole=True):
     report |= {"reductions": {HOSTILE[0]: 0.3}, "versions": {"torch": "2"}, "rows": {"test": "60 rows"}}
     report |= {"not_default": ["loss.label_smoothing: 0.0 -> 0.1"]}
     if whole:
+        for mistake in report["worst_mistakes"]:
+            mistake["cells"] = {HOSTILE[1]: HOSTILE[0]}
         certainty = describe_certainty(predictions)
         temperature = {"value": 1.5, "samples": 60, "at_limit": False, "fitted_on": "val"}
         report["calibration"] = {"stored": 1.0, "as_it_is": certainty, "with_temperature": certainty}
@@ -90,6 +92,7 @@ def test_the_page_is_one_file_without_any_address_and_shows_names_as_text(predic
     assert not re.search(r"https?:|//|url\(|@import", without_pictures)
     assert "script" not in page.tags and "alert(1)" in text and "{{ 7 * 7 }}" in text and "49 " not in page.headings
     assert page.tags.count("img") == len(page.addresses) == (4 if whole else 2)
+    assert ("in the table" in text) == whole
     assert page.headings == (SECTIONS if whole else ["Classes", "The worst mistakes", "Subgroups", SECTIONS[-1]])
     assert sorted(files) == sorted(path.name for path in tmp_path.iterdir())
 

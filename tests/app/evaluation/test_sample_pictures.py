@@ -87,3 +87,14 @@ def test_a_table_is_as_wide_as_tensorboard_shows_it_or_as_it_must_be():
     lines = [inked[4 + i * 15 : 18 + i * 15] for i in range(4)]
     assert np.array_equal(lines[1], lines[2]) and lines[1].any() and not np.array_equal(lines[0], lines[1])
     assert not inked[:, -3:].any() and draw_table([row | {"group": "x" * 60}]).width > 350
+
+
+def test_of_a_long_name_without_spaces_the_beginning_is_shown(predictions):
+    names = ["chamaeleo_calyptratus", "trioceros_melleri_of_the_usambara"]
+    a, b = (draw_confusion(torch.eye(2).long(), order) for order in (names, names[::-1]))
+    assert a.tobytes() != b.tobytes()
+    a, b = (
+        draw_samples(samples_with(3), dataclasses.replace(predictions, class_names=order))
+        for order in (names, names[::-1])
+    )
+    assert a.tobytes() != b.tobytes()

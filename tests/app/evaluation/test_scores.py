@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -61,17 +62,53 @@ def test_intervals_of_f1_and_of_means_are_those_of_a_bootstrap_over_samples(some
     def macro_f1(true, predicted):
         return sklearn_metrics.f1_score(true, predicted, average="macro")
 
-    means = scores.intervals_of_means(some)
-    assert means["macro_f1"] == interval(macro_f1)
-    assert means["balanced_accuracy"] == interval(sklearn_metrics.balanced_accuracy_score)
+    def macro_precision(true, predicted):
+        return sklearn_metrics.precision_score(true, predicted, average="macro", zero_division=math.nan)
+
+    means = scores.means_of_classes(some)
+    expected = {
+        "macro_precision": macro_precision,
+        "macro_f1": macro_f1,
+        "balanced_accuracy": sklearn_metrics.balanced_accuracy_score,
+    }
+    assert means.keys() == expected.keys()
+    for name, score in expected.items():
+        assert means[name]["value"] == pytest.approx(score(label, guess))
+        assert means[name]["interval_95"] == interval(score)
     of_b = scores.scores_of_classes(some)["b"]["f1"]["interval_95"]  # Wilson's, of a share that F1 depends on
     assert of_b == interval(lambda true, predicted: sklearn_metrics.f1_score(true == 1, predicted == 1))
-    assert scores.intervals_of_means(some) == means
+    assert scores.means_of_classes(some) == means
+
+
+def test_means_over_classes_are_of_those_that_can_be_told():
+    """Of 3 classes one has no samples, another is never predicted: precision 2/3 of a, 0 of c; recall 2/3 of a, 0 of
+    b; F1 2/3, 0, 0."""
+    means = scores.means_of_classes(predictions_of([0, 0, 0, 1], [0, 0, 2, 0], names=[*"abc"]))
+    values = {name: of["value"] for name, of in means.items()}
+    assert values == {
+        "macro_precision": pytest.approx(1 / 3),
+        "macro_f1": pytest.approx(2 / 9),
+        "balanced_accuracy": pytest.approx(1 / 3),
+    }
+
+
+def test_a_branchs_own_accuracy_is_of_the_samples_that_have_its_input(some):
+    present = some.present.clone()
+    present[:100, 1] = False
+    own = {"image_branch": some.logits, "temporal_branch": some.logits.roll(1, 1)}
+    predictions = dataclasses.replace(some, present=present, unimodal_logits=own)
+    label, guess = some.label.numpy(), some.prediction.numpy()
+    expected = sklearn_metrics.accuracy_score(label, guess)
+    assert scores.own_accuracy(predictions, "image_branch")["value"] == pytest.approx(expected)
+    expected = sklearn_metrics.accuracy_score(label[100:], (guess[100:] + 1) % 4)
+    assert scores.own_accuracy(predictions, "temporal_branch")["value"] == pytest.approx(expected)
 
 
 def test_where_nothing_is_wrong_no_interval_is_empty():
     perfect = predictions_of([0, 1, 2] * 20, [0, 1, 2] * 20)
-    assert scores.intervals_of_means(perfect) == {"macro_f1": [0.95, 1.0], "balanced_accuracy": [0.95, 1.0]}
+    assert [of["interval_95"] for of in scores.means_of_classes(perfect).values()] == [[0.95, 1.0]] * 3
+    hopeless = predictions_of([0, 1, 2] * 20, [1, 2, 0] * 20)
+    assert [of["interval_95"] for of in scores.means_of_classes(hopeless).values()] == [[0.0, 0.05]] * 3
     low, high = scores.scores_of_classes(perfect)["a"]["f1"]["interval_95"]
     p = 20 / (20 + 1.96**2)  # Wilson's lower end of 20 of 20
     assert low == pytest.approx(2 * p / (1 + p), abs=1e-4) and high == 1
@@ -82,7 +119,7 @@ def test_many_classes_and_samples_take_neither_much_time_nor_memory():
     label = generator.integers(0, 1000, 50_000)
     guess = np.where(generator.random(50_000) < 0.9, label, generator.integers(0, 1000, 50_000))
     predictions = predictions_of(label.tolist(), guess.tolist(), names=[str(i) for i in range(1000)])
-    low, high = scores.intervals_of_means(predictions)["macro_f1"]
+    low, high = scores.means_of_classes(predictions)["macro_f1"]["interval_95"]
     assert 0.88 < low < high < 0.92
 
 
@@ -118,11 +155,11 @@ def test_accuracy_by_a_column_names_the_smallest_and_the_worst():
 @pytest.mark.parametrize(
     ("column", "cells", "message"),
     [
-        ("speakr", CELLS, r"^--by: no column 'speakr'; did you mean 'speaker'\?|--by: no column 'speakr'"),
+        ("speakr", CELLS, r"^--by: no column 'speakr'; did you mean 'speaker'\? known here: speaker$"),
         ("speaker", [{}] * 5, "the samples have no columns"),
         ("id", [{"id": str(i)} for i in range(51)], "has 51 different values, 50 are allowed"),
     ],
 )
 def test_columns_that_tell_no_groups_apart_are_refused(column, cells, message):
     with pytest.raises(ValueError, match=message):
-        scores.accuracy_by_column(column, cells, torch.ones(len(cells)).bool())
+        scores.check_column(column, cells)
