@@ -98,6 +98,13 @@ def describe_mistakes(predictions: Predictions, places: torch.Tensor) -> list[di
     ]
 
 
+def own_accuracy(predictions: Predictions, branch: str) -> dict[str, Any]:
+    """That of a branch's own head, of the samples that have its input; see share."""
+    right = predictions.unimodal_logits[branch].argmax(1) == predictions.label
+    has = predictions.has(branch)
+    return share(int((right & has).sum()), int(has.sum()))
+
+
 def accuracy_by(kinds: Sequence[str], correct: torch.Tensor) -> dict[str, dict[str, Any]]:
     """{kind: {"samples", "accuracy", "interval_95"}}. kinds: that of each of the N samples; correct: (N,) bool."""
     right: dict[str, list[bool]] = {}
