@@ -162,5 +162,5 @@ def _p_in_words(p: float) -> str:
     """In as many digits as keep it on its side of LEVEL."""
     if p < 0.0001:
         return "< 0.0001"
-    texts = (f"{p:.{digits}g}" for digits in range(2, 18))
+    texts = (f"{p:.{figures}g}" for figures in range(2, 18))
     return "= " + next(text for text in texts if (float(text) < LEVEL) == (p < LEVEL))
