@@ -279,4 +279,5 @@ def test_a_table_of_files(tmp_path, capsys):
     assert report["samples"] == 10 and report["split"] == str(tmp_path / "new.csv")
     assert "1 of 12 rows have no label, and are left out" in told.out
     assert "row 3: class, unheard of is no class of the checkpoint" in told.err
-    assert [row["index"] for row in rows_in(tmp_path / "compared", "comparison")] == [str(i) for i in range(2, 12)]
+    rows = rows_in(tmp_path / "compared", "comparison")
+    assert [(row["index"], row["row"]) for row in rows] == [(str(i), str(i + 2)) for i in range(2, 12)]
