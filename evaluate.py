@@ -3,7 +3,7 @@
     python evaluate.py --checkpoint runs/fusion/checkpoints/best.pt
     python evaluate.py --checkpoint runs/fusion/checkpoints/best.pt --split val --output somewhere/else
     python evaluate.py --checkpoint runs/manifest/checkpoints/best.pt --manifest new.csv
-    python evaluate.py --compare runs/fusion/checkpoints/best.pt runs/fusion-2/checkpoints/best.pt
+    python evaluate.py --compare runs/fusion/checkpoints/best.pt runs/other/checkpoints/best.pt
     python evaluate.py --late-fusion runs/image/checkpoints/best.pt runs/sequence/checkpoints/best.pt
 
 Writes every single prediction and, where labels are known, a report (report.html to read, report.json): scores with
@@ -13,6 +13,9 @@ checkpoint only: config, data spec and what the image weights implied are inside
 --late-fusion takes two models that were trained apart, one with model.temporal_branch=null and one with
 model.image_branch=null, and joins their probabilities by Bayes' rule: p ~ p_image p_sequence / p(class). It is what a
 model of both inputs must beat.
+
+--compare takes two checkpoints or more and tells of each but the first whether it is better than the first on the same
+rows, by a paired exact test, and by how much.
 """
 
 import argparse
@@ -43,9 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     who = parser.add_mutually_exclusive_group(required=True)
     who.add_argument("--checkpoint", metavar="PATH", type=Path)
     who.add_argument("--late-fusion", metavar=("IMAGE", "SEQUENCE"), type=Path, nargs=2, help="two checkpoints")
-    who.add_argument(
-        "--compare", metavar="PATH", type=Path, nargs="+", help="two or more checkpoints, on the same rows"
-    )
+    who.add_argument("--compare", metavar="PATH", type=Path, nargs="+", help="each checkpoint against the first")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--split", choices=("test", "val"), default="test")
     what.add_argument("--manifest", metavar="TABLE", type=Path, help="other rows: .csv, .tsv, .jsonl, or a folder")
@@ -53,8 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--output",
         metavar="DIR",
-        help="default: evaluation/<split or table> of the checkpoint's run; of two, evaluation/late_fusion-<split> of "
-        "the first's",
+        help="default: evaluation/<split or table> of the checkpoint's run; of several, late_fusion-<split> or "
+        "compare-<split or table> in evaluation of the first's",
     )
     parser.add_argument("--by", metavar="COLUMN", action="append", help="accuracy by that column of the table, too")
     parser.add_argument("--robustness", action="store_true", help="accuracy under rising noise on each input, too")
@@ -63,14 +64,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(arguments)
     try:
-        other = "--late-fusion" if args.late_fusion else "--compare" if args.compare else None
-        for name in ("robustness", "temperature", *(("by",) if args.compare else ())) if other else ():
+        several = "--late-fusion" if args.late_fusion else "--compare" if args.compare else None
+        for name in ("robustness", "temperature", *(["by"] if args.compare else [])) if several else ():
             if getattr(args, name):
-                raise ValueError(f"--{name}: is for one --checkpoint, not for {other}; take one of the two out")
+                raise ValueError(f"--{name}: is for one --checkpoint, not for {several}; take one of the two out")
         if args.compare:
-            rows = (args.split, args.manifest, args.root, args.output)
-            compare_checkpoints(args.compare, args.device, *rows)
-            return 0
+            return compare_checkpoints(args.compare, args.device, args.split, args.manifest, args.root, args.output)
         if args.temperature and args.manifest:
             raise ValueError("--temperature: is fitted on the validation split; leave --manifest out")
         if not args.late_fusion:
@@ -188,7 +187,7 @@ def calibration_of(trained: Trained | LateFusion, rows: str, known: Predictions)
 def name_of(manifest: Path) -> str:
     """For the folder of its predictions, which is not that of a split."""
     name = manifest.resolve().stem
-    return f"{name}-table" if name.removeprefix("late_fusion-") in SPLITS else name
+    return f"{name}-table" if name.removeprefix("late_fusion-").removeprefix("compare-") in SPLITS else name
 
 
 if __name__ == "__main__":

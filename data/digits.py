@@ -8,7 +8,7 @@ ever in two splits.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -37,6 +37,9 @@ class DigitsConfig(DataConfig):
     redraw: bool = Field(
         True, description="a new image and new noise for each recording in each epoch of training; false: one draw"
     )
+
+    def adds(self, modalities: Sequence[str]) -> dict[str, Any]:
+        return {f"data.{modality}_noise": getattr(self, f"{modality}_noise") for modality in modalities}
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,9 @@ class Digits:
             absent=(0, 0),
             rows={s: f"{len(r)} rows, {assets.SPOKEN_DIGITS.sha256[:16]}" for s, r in self.recording_rows.items()},
         )
+
+    def fingerprint(self, split: str, modality: str | None) -> str:
+        return self.spec.rows[split]
 
     def splits(self, *, seed: int, image_mean: Sequence[float], image_std: Sequence[float]) -> dict[str, PairedDigits]:
         mean, std = (torch.tensor(self.spec.normalisation[name]) for name in ("mean", "std"))

@@ -33,6 +33,10 @@ class Source(Protocol):
         Raises FileNotFoundError or ValueError, in words for the user, if the data cannot be had.
         """
 
+    def fingerprint(self, split: str, modality: str | None) -> str:
+        """What tells the rows of a split from others by their order, their labels and their inputs of that modality,
+        which the model reads; None: by order and labels alone."""
+
     def splits(self, *, seed: int, image_mean: Sequence[float], image_std: Sequence[float]) -> dict[str, Split]:
         """The splits "train", "val" and "test".
 

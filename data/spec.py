@@ -49,6 +49,10 @@ class DataConfig(Section):
         """By key, what decides how a file becomes the values that a DataSpec measures."""
         return {}
 
+    def adds(self, modalities: Sequence[str]) -> dict[str, Any]:
+        """By key, what is added to these inputs of validation and test: a test of other values is another test."""
+        return {}
+
 
 @dataclass(frozen=True)
 class DataSpec:

@@ -1,6 +1,5 @@
 """evaluate.py on real checkpoints: what it says of a model, and what it keeps."""
 
-import csv
 import json
 import math
 import re
@@ -137,44 +136,3 @@ def test_no_temperature_is_stored_where_none_is_the_best(folder, tmp_path, capsy
 def test_what_cannot_be_had_is_refused_in_one_line(folder, tmp_path, capsys, arguments, message):
     report_of(folder / "checkpoints" / "best.pt", tmp_path / "out", *arguments, code=2)
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
-
-
-def test_checkpoints_are_compared_on_the_same_rows(folder, tmp_path, capsys):
-    best = folder / "checkpoints" / "best.pt"
-    content = load_checkpoint(best)
-    weight = content["model"]["fusion_head.layers.0.weight"]
-    weight[:, -len(content["model"]["fusion_head.absent.temporal_branch"]) :] = 0
-    save_checkpoint(tmp_path / "cut.pt", content)
-    paths = [str(best), str(tmp_path / "cut.pt")]
-    assert evaluate.main(["--compare", *paths, "--output", str(tmp_path / "out"), "--device", "cpu"]) == 0
-    assert re.search(r"^2 is worse: -\d+\.\d points \(-", capsys.readouterr().out, re.MULTILINE)
-    report = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    (found,) = report["against_the_first"]
-    with open(tmp_path / "out" / "comparison.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    right = [[row["label"] == row[f"prediction {place}"] for row in rows] for place in (1, 2)]
-    assert [of["accuracy"] for of in report["models"]] == pytest.approx([sum(of) / 450 for of in right])
-    assert found["only_first"] == sum(a and not b for a, b in zip(*right, strict=True))
-    for path, output in zip(paths, ("one", "two"), strict=True):
-        alone = report_of(path, tmp_path / output)
-        (model,) = [of for of in report["models"] if of["checkpoint"] == path]
-        for name in ("accuracy", "macro_f1"):  # float32 in torchmetrics
-            assert model[name] == pytest.approx(alone[name], abs=1e-6)
-
-
-def test_other_rows_are_not_compared(folder, tmp_path, capsys):
-    best = folder / "checkpoints" / "best.pt"
-
-    def refusal(*arguments):
-        assert evaluate.main(["--compare", *map(str, arguments), "--output", str(tmp_path / "out")]) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert not (tmp_path / "out").exists()
-        return line
-
-    assert refusal(best) == "error: --compare: found one checkpoint; give two or more"
-    assert f"{best} is given twice" in refusal(best, best)
-    content = load_checkpoint(best)
-    content["data_spec"]["class_names"] = content["data_spec"]["class_names"][::-1]
-    save_checkpoint(tmp_path / "classes.pt", content)
-    assert "class_names" in refusal(best, tmp_path / "classes.pt")
-    assert "--robustness: is for one --checkpoint, not for --compare" in refusal(best, best, "--robustness")

@@ -1,4 +1,4 @@
-"""Two models that were trained apart, joined by evaluate.py: real processes, the default data set and a table."""
+"""Models that were trained apart, joined or compared by evaluate.py: real processes, the default data and a table."""
 
 import copy
 import csv
@@ -54,8 +54,8 @@ def digits(tmp_path_factory):
     }
 
 
-def rows_in(folder):
-    with open(folder / "predictions.csv", newline="", encoding="utf-8") as file:
+def rows_in(folder, name="predictions"):
+    with open(folder / f"{name}.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -126,6 +126,72 @@ def test_what_does_not_belong_together_is_refused_in_a_line(digits, tmp_path, ca
     assert "not allowed with argument" in capsys.readouterr().err
 
 
+def test_they_are_compared_on_the_same_rows(digits, tmp_path):
+    """Models that read other inputs, in images of another size."""
+    paths = {"A": digits["image"], "B": digits["both"], "C": digits["sequence"]}
+    done = call("evaluate.py", "--compare", *paths.values(), "--split", "val", "--device", "cpu")
+    folder = digits["image"].parent.parent / "evaluation" / "compare-val"
+    report, rows = json.loads((folder / "comparison.json").read_text()), rows_in(folder, "comparison")
+    assert (report["split"], report["samples"], len(rows), len(report["comparisons"])) == ("val", 450, 450, 2)
+    right = {}
+    for name, path in paths.items():
+        of = ["--checkpoint", path, "--split", "val", "--output", tmp_path / name, "--device", "cpu"]
+        assert evaluate.main([*map(str, of)]) == 0
+        alone, its_rows = json.loads((tmp_path / name / "report.json").read_text()), rows_in(tmp_path / name)
+        found = report["models"][name]
+        assert (found["checkpoint"], found["epoch"], found["step"]) == (str(path), 1, alone["step"])
+        for key in ("accuracy", "accuracy_interval_95", "macro_f1"):
+            assert found[key] == pytest.approx(alone[key], rel=1e-6), key
+        assert found["nll"] == pytest.approx(alone["calibration"]["as_it_is"]["nll"])
+        own = {branch: of["accuracy"] for branch, of in alone["unimodal"].items()}
+        assert {branch: of["accuracy"] for branch, of in found["unimodal"].items()} == pytest.approx(own)
+        for row, of_one in zip(rows, its_rows, strict=True):
+            shared = [row["index"], row["label"], row[f"prediction {name}"], row[f"probability {name}"]]
+            assert shared == [of_one[key] for key in ("index", "label", "prediction", "probability")]
+        right[name] = [row["label"] == row["prediction"] for row in its_rows]
+    for of in report["comparisons"]:
+        pairs = [*zip(right["A"], right[of["model"]], strict=True)]
+        assert of["right"]["only_reference"] == pairs.count((True, False)) > 0
+        assert of["right"]["only_model"] == pairs.count((False, True)) > 0
+        assert f"\n{of['in_words']}\n" in done.stdout
+    assert f"\nwritten to {folder}: comparison.json, comparison.csv\n" in done.stdout and not done.stderr
+
+
+def test_what_cannot_be_compared_is_refused_in_a_line(digits, tmp_path, capsys):
+    image, both = digits["image"], digits["both"]
+
+    def changed(path, name, change):
+        content = load_checkpoint(path)
+        change(content)
+        save_checkpoint(tmp_path / name, content)
+        return tmp_path / name
+
+    output = ["--output", tmp_path / "out", "--device", "cpu"]
+    noisier = changed(both, "noisier.pt", lambda content: content["config"]["data"].update(image_noise=0.5))
+    line = refusal(capsys, "--compare", image, noisier, *output)
+    expected = f"error: --compare: data.image_noise must be the same, as it changes the rows; it is 0.25 in {image}"
+    assert line.startswith(expected)
+    other = changed(both, "other.pt", lambda content: content["data_spec"]["class_names"].reverse())
+    assert "class_names" in refusal(capsys, "--compare", image, other, *output)
+    assert f"{image} is given twice, " in refusal(capsys, "--compare", image, both, image, *output)
+    assert f"found one checkpoint, {image}; give two or more" in refusal(capsys, "--compare", image, *output)
+    assert "checkpoint nowhere.pt does not exist" in refusal(capsys, "--compare", image, "nowhere.pt", *output)
+    new = refusal(capsys, "--compare", image, both, "--manifest", "new.csv", *output)
+    assert new.startswith("error: --manifest: the checkpoint was trained with data.source=digits")
+    for option in (["--by", "x"], ["--temperature"], ["--robustness"]):
+        expected = f"error: {option[0]}: is for one --checkpoint, not for --compare; take one of the two out"
+        assert refusal(capsys, "--compare", image, both, *option, *output) == expected
+    for others in (["--checkpoint", str(image)], ["--late-fusion", str(image), str(both)]):
+        with pytest.raises(SystemExit) as ended:
+            evaluate.main(["--compare", str(image), str(both), *others])
+        assert ended.value.code == 2 and "not allowed with argument" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+    copy = changed(image, "copy.pt", lambda content: None)
+    assert evaluate.main([*map(str, ["--compare", image, copy, *output])]) == 0
+    assert "warning: A and B give the same outputs to the last digit: they may" in capsys.readouterr().out
+
+
 def test_two_trained_models_are_joined_in_this_process_on_other_data(digits):
     image, sequence = (build_trained(digits[name], "cpu") for name in ("image", "sequence"))
     fusion = LateFusion(image, sequence)
@@ -179,3 +245,39 @@ def test_a_table_of_files(tmp_path, capsys):
     line = refusal(capsys, "--late-fusion", image, fewer)
     assert line.startswith(f"error: --late-fusion: the rows of test must be the same; {image} has ")
     build_late_fusion(image, fewer, "cpu", "val")  # whose rows are the same
+
+    def compared(*arguments, code=0):
+        given = ["--compare", *arguments, "--output", tmp_path / "compared", "--device", "cpu"]
+        assert evaluate.main([*map(str, given)]) == code
+        return json.loads((tmp_path / "compared" / "comparison.json").read_text())
+
+    assert compared(image, sequence)["samples"] == len(late)
+    rows = rows_in(tmp_path / "compared", "comparison")
+    assert [(row["prediction A"], row["prediction B"], row["image_path"]) for row in rows] == [
+        (row["image_branch"], row["temporal_branch"], row["image_path"]) for row in late
+    ]
+    line = refusal(capsys, "--compare", image, fewer)
+    assert line.startswith("error: --compare: the rows of test must be the same; ") and "differ in number" in line
+
+    cells = [row.split(",") for row in complete]
+    here = [i for i, row in enumerate(complete) if ",test," in row][:2]
+    place = header.split(",").index("image_path")
+    cells[here[0]][place], cells[here[1]][place] = cells[here[1]][place], cells[here[0]][place]
+    (tmp_path / "swapped.csv").write_text("\n".join([header, *map(",".join, cells)]) + "\n")
+    content = load_checkpoint(image)
+    content["config"]["data"]["manifest"] = str(tmp_path / "swapped.csv")
+    save_checkpoint(tmp_path / "swapped.pt", content)
+    assert "which differ in order, labels or files; " in refusal(capsys, "--compare", image, tmp_path / "swapped.pt")
+
+    label = header.split(",").index("class")
+    new = [row.split(",") for row in complete[:12]]
+    new[0][label], new[1][label] = "", "unheard of"
+    (tmp_path / "new.csv").write_text("\n".join([header, *map(",".join, new)]) + "\n")
+    capsys.readouterr()
+    report = compared(image, sequence, "--manifest", tmp_path / "new.csv", code=1)
+    told = capsys.readouterr()
+    assert report["samples"] == 10 and report["split"] == str(tmp_path / "new.csv")
+    assert "1 of 12 rows have no label, and are left out" in told.out
+    assert "row 3: class, unheard of is no class of the checkpoint" in told.err
+    rows = rows_in(tmp_path / "compared", "comparison")
+    assert [(row["index"], row["row"]) for row in rows] == [(str(i), str(i + 2)) for i in range(2, 12)]

@@ -1,132 +1,182 @@
 """Several checkpoints on the same rows: evaluate.py --compare."""
 
 import csv
+import sys
+from collections.abc import Iterator
+from itertools import combinations, count, product, zip_longest
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 import torch
 
-from app.commands.trained import Trained, build_trained, check_same_rows, made_otherwise
-from app.evaluation.certainty import describe_certainty
-from app.evaluation.compare import compare, holm, in_words
-from app.evaluation.predictions import Predictions, gather
-from app.evaluation.scores import macro_f1, share
-from app.messages import format_table, warn, writing
+from app.commands.trained import NOT_OF_THE_ROWS, Trained, build_trained
+from app.evaluation.compare import compare, describe_comparison
+from app.evaluation.predictions import INPUTS, Predictions, gather, with_cells
+from app.evaluation.report import untrained_absences
+from app.messages import warn, writing
 from app.records.run_log import to_json
+from data.spec import SPLITS
 
-OPTION = "--compare"
+# Keys of `data` that choose the rows, which are compared themselves, or only how fast they are read.
+CHOOSE_ROWS = {"source", "manifest", "root", "columns", "fractions", "on_error", "skip_limit"}
+OF_SPEED = {"cache", "cache_folder", "length_buckets"}
 
 
 def compare_checkpoints(
     paths: list[Path], device: str, split: str, manifest: Path | None, root: Path | None, output: str | None
-) -> None:
-    """Prints and writes what became of it. The first is what the others are compared with.
+) -> int:
+    """Returns 1 where a row of the manifest, or a file of a folder, has an error, else 0.
 
-    Raises ValueError for fewer than two, and where the rows, their classes or labels differ.
+    Args:
+        paths: what the others are compared with comes first.
+        split: what is compared on, if it is no manifest.
+        manifest, root: see build_model_and_data.
+
+    Raises ValueError for fewer than two checkpoints, for one that is given twice, and for two that read other rows.
     """
-    if len(paths) < 2:
-        raise ValueError(f"{OPTION}: found one checkpoint; give two or more")
-    twice = [path for i, path in enumerate(paths) if path.resolve() in {other.resolve() for other in paths[:i]}]
-    if twice:
-        raise ValueError(f"{OPTION}: {twice[0]} is given twice; give each checkpoint once")
-    models = [build_trained(path, device, manifest, root) for path in paths]
-    rows, first = "new" if manifest else split, models[0]
-    for model in models[1:]:
-        _check_same_classes(first, model)
-        check_same_rows(first, model, rows, OPTION)
-        for line in made_otherwise(first, model):
+    check_paths(paths)
+    models = {name: build_trained(path, device, manifest, root) for name, path in zip(letters(), paths, strict=False)}
+    first, rows = models["A"], "new" if manifest else split
+    for other in [*models.values()][1:]:
+        check_classes(first, other)
+        check_rows(first, other, rows)
+        check_what_is_added(first, other)
+        for line in read_otherwise(first, other):
             warn(line)
-    for model in models:
-        for line in model.warnings(rows):
-            warn(f"{model.path}: {line}")
-    tables = [gather(model.predict(rows), model.class_names, model.branches).labelled() for model in models]
-    _check_same_labels(models, tables)
-    report = {"split": str(manifest or split), **describe(tables, [str(path) for path in paths])}
-    name = f"{manifest.resolve().stem}-table" if manifest else split
-    folder = Path(output) if output else first.evaluations / f"compare-{name}"
-    write(folder, report, tables)
-    print(in_table(report))
-    print(f"\nwritten to {folder}: comparison.json, comparison.csv")
+    tables = {}
+    for name, model in models.items():
+        predictions = gather(model.predict(rows), model.class_names, model.branches)
+        for line in (*model.warnings(rows), *untrained_absences(predictions, model.stand_ins)):
+            warn(f"{name}, {model.path}: {line}")
+        tables[name] = predictions.labelled()
+    for one, other in combinations(tables, 2):
+        if torch.equal(tables[one].logits, tables[other].logits):
+            warn(f"{one} and {other} give the same outputs to the last digit: they may have the same weights")
+
+    report = {"split": str(manifest or split), **compare(tables)}
+    for name, model in models.items():
+        position = model.saved["position"]
+        origin = {"checkpoint": str(model.path), "epoch": position["epoch"], "step": position["step"]}
+        report["models"][name] = origin | report["models"][name]
+    folder = Path(output) if output else first.evaluations / folder_name(split, manifest)
+    dataset = first.dataset(rows)
+    cells = [dataset.cells(i) for i in tables["A"].index.tolist()]
+    files = write_comparison(folder, report, with_cells(comparison_rows(tables), cells))
+    print(describe_comparison(report), end="\n\n")
+    print(f"written to {folder}: {files}")
+    return report_left_out(first, len(tables["A"])) if manifest else 0
 
 
-def describe(tables: list[Predictions], names: list[str]) -> dict[str, Any]:
-    """What comparison.json holds, but for `split`. names: of the checkpoints."""
-    models = []
-    for name, table in zip(names, tables, strict=True):
-        accuracy, own = share(int(table.correct.sum()), len(table)), {}
-        for branch, logits in table.unimodal_logits.items():
-            right = (logits.argmax(1) == table.label)[table.has(branch)]
-            own[branch] = share(int(right.sum()), len(right))["value"]
-        certainty = describe_certainty(table)
-        models.append(
-            {
-                "checkpoint": name,
-                "accuracy": accuracy["value"],
-                "accuracy_interval_95": accuracy["interval_95"],
-                "macro_f1": macro_f1(table),
-                "nll": certainty["nll"],
-                "ece": certainty["ece"],
-                "unimodal": own,
-            }
+def check_paths(paths: list[Path]) -> None:
+    if len(paths) < 2:
+        raise ValueError(f"--compare: found one checkpoint, {paths[0]}; give two or more")
+    for one, other in combinations(paths, 2):
+        if one.resolve() == other.resolve():
+            same = f"{one} is given twice" if one == other else f"{one} and {other} are the same file"
+            raise ValueError(f"--compare: {same}, and a model differs in nothing from itself; give each file once")
+
+
+def check_classes(first: Trained, other: Trained) -> None:
+    for a, b in zip_longest(first.class_names, other.class_names, fillvalue=""):
+        if a != b:
+            raise ValueError(
+                f"--compare: {first.path} and {other.path} must have the same classes; where the former has '{a}', "
+                f"the latter has '{b}'; give checkpoints that were trained on the same classes"
+            )
+
+
+def check_rows(first: Trained, other: Trained, rows: str) -> None:
+    """Each model has digested what it reads only: what both read must be the same, and, where that is nothing, all that
+    the table says of each row."""
+    both = shared_inputs(first, other)
+    a, b = ([model.parts.source.fingerprint(rows, what) for what in both or [None]] for model in (first, other))
+    same = a == b and (bool(both) or cells_of(first, rows) == cells_of(other, rows))
+    if not same:
+        of_a, of_b = (f"{len(model.dataset(rows))} rows" for model in (first, other))
+        unlike = "number" if of_a != of_b else "order, labels or files"
+        raise ValueError(
+            f"--compare: the rows of {'the table' if rows == 'new' else rows} must be the same; {first.path} has "
+            f"{of_a}, {other.path} has {of_b}, which differ in {unlike}; give checkpoints of the same data, and rows "
+            "that each of them can read"
         )
-    found = [compare(tables[0], table) for table in tables[1:]]
-    adjusted = holm([of["p_value"] for of in found])
-    for of, name, p in zip(found, names[1:], adjusted, strict=True):
-        of["p_value_holm"] = p  # that of one comparison, where there is one
-        of |= {"checkpoint": name, "in_words": in_words(of, len(tables[0]))}
-    return {"samples": len(tables[0]), "models": models, "against_the_first": found}
 
 
-def write(folder: Path, report: dict[str, Any], tables: list[Predictions]) -> None:
-    """Raises OSError that names the folder."""
-    first, columns = tables[0], {}
-    columns["index"] = first.index.tolist()
-    columns["label"] = [first.class_names[i] for i in first.label.tolist()]
-    for place, table in enumerate(tables, start=1):
-        probability, prediction = table.probabilities.max(1)
-        columns[f"prediction {place}"] = [first.class_names[i] for i in prediction.tolist()]
-        columns[f"probability {place}"] = [f"{p:.6f}" for p in probability.tolist()]
+def check_what_is_added(first: Trained, other: Trained) -> None:
+    """Of noise on an input that both read: with more of it the test is a harder one."""
+    both = shared_inputs(first, other)
+    a, b = (model.data_config.adds(both) for model in (first, other))
+    for key, value in a.items():
+        if b.get(key) != value:
+            raise ValueError(
+                f"--compare: {key} must be the same, as it changes the rows; it is {value} in {first.path}, "
+                f"{b.get(key)} in {other.path}; give checkpoints that were trained with the same"
+            )
+
+
+def read_otherwise(first: Trained, other: Trained) -> Iterator[str]:
+    """A line for each setting by which the two read the same rows otherwise, which each model may choose."""
+    left_out = NOT_OF_THE_ROWS | CHOOSE_ROWS | OF_SPEED
+    left_out |= {key.removeprefix("data.") for key in first.data_config.adds([*INPUTS.values()])}
+    a, b = (model.data_config.model_dump(exclude=left_out) for model in (first, other))
+    for key, value in a.items():
+        if value != b.get(key):
+            yield (
+                f"data.{key} is {value} in {first.path}, {b.get(key)} in {other.path}: each model reads the rows as "
+                "its own config says"
+            )
+
+
+def shared_inputs(first: Trained, other: Trained) -> list[str]:
+    return [INPUTS[branch] for branch in first.branches if branch in other.branches]
+
+
+def cells_of(model: Trained, rows: str) -> list[dict[str, str]]:
+    dataset = model.dataset(rows)
+    return [dataset.cells(i) for i in range(len(dataset))]
+
+
+def comparison_rows(tables: dict[str, Predictions]) -> list[dict[str, Any]]:
+    """Of each sample: its index, its label, and of each model its prediction and the probability of that."""
+    first = next(iter(tables.values()))
+    columns = {"index": first.index.tolist(), "label": [first.class_names[i] for i in first.label.tolist()]}
+    for name, of in tables.items():
+        probability, prediction = of.probabilities.max(1)
+        columns[f"prediction {name}"] = [of.class_names[i] for i in prediction.tolist()]
+        columns[f"probability {name}"] = [f"{p:.6f}" for p in probability.tolist()]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def write_comparison(folder: Path, report: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """Returns the names of the files. Raises OSError that names the folder, where it cannot be written."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "comparison.json").write_text(to_json(report, indent=2) + "\n")
         with open(folder / "comparison.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(columns)
-            writer.writerows(zip(*columns.values(), strict=True))
+            writer = csv.DictWriter(file, fieldnames=[*rows[0]])
+            writer.writeheader()
+            writer.writerows(rows)
+    return "comparison.json, comparison.csv"
 
 
-def in_table(report: dict[str, Any]) -> str:
-    branches = list(dict.fromkeys(branch for model in report["models"] for branch in model["unimodal"]))
-    rows = [
-        ("", "accuracy", "95 % interval", "macro F1", "nll", *(f"{branch} alone" for branch in branches), "checkpoint")
-    ]
-    for place, of in enumerate(report["models"], start=1):
-        low, high = of["accuracy_interval_95"]
-        own = (f"{of['unimodal'][branch]:.4f}" if branch in of["unimodal"] else "-" for branch in branches)
-        scores = (f"{of['accuracy']:.4f}", f"{low:.3f} to {high:.3f}", f"{of['macro_f1']:.4f}", f"{of['nll']:.4f}")
-        rows.append((str(place), *scores, *own, of["checkpoint"]))
-    table = format_table(rows, left=(0, len(rows[0]) - 1))
-    lines = [f"{place} is {of['in_words']}" for place, of in enumerate(report["against_the_first"], start=2)]
-    if len(lines) > 1:
-        lines.append("p is of the exact McNemar test, corrected for the number of comparisons (Holm)")
-    return "\n".join([f"{report['split']}, {report['samples']} samples", "", table, "", *lines])
+def report_left_out(model: Trained, compared: int) -> int:
+    """Prints which rows of a manifest are not in the comparison. Returns 1 where that is for an error, else 0."""
+    source = model.parts.source
+    errors = source.unreadable | source.unlabelled
+    lines = [f"row {number}: {errors[number]}" for number in sorted(errors)] + source.not_rows
+    unlabelled = len(source.table.rows) - compared - len(errors)
+    if unlabelled:
+        print(f"{unlabelled} of {len(source.table.rows)} rows have no label, and are left out")
+    for line in lines:
+        print(f"error: {line}; left out of the comparison", file=sys.stderr)
+    return 1 if lines else 0
 
 
-def _check_same_classes(first: Trained, other: Trained) -> None:
-    if first.class_names != other.class_names:
-        raise ValueError(
-            f"{OPTION}: {first.path} and {other.path} must have the same classes; the former has "
-            f"{', '.join(first.class_names[:5])}, ..., the latter {', '.join(other.class_names[:5])}, ...; train both "
-            "on the same data"
-        )
+def folder_name(split: str, manifest: Path | None) -> str:
+    name = manifest.resolve().stem if manifest else split
+    return f"compare-{name}-table" if manifest and name in SPLITS else f"compare-{name}"
 
 
-def _check_same_labels(models: list[Trained], tables: list[Predictions]) -> None:
-    if not len(tables[0]):
-        raise ValueError(f"{OPTION}: no row has a label; give labelled rows")
-    for model, table in zip(models[1:], tables[1:], strict=True):
-        if not (torch.equal(table.index, tables[0].index) and torch.equal(table.label, tables[0].label)):
-            raise ValueError(
-                f"{OPTION}: the labels of the rows must be the same; those of {models[0].path} and {model.path} "
-                "differ; give two checkpoints of the same data"
-            )
+def letters() -> Iterator[str]:
+    """A, B, ..., Z, AA, AB, ..."""
+    return ("".join(name) for length in count(1) for name in product(ascii_uppercase, repeat=length))

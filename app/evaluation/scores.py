@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 from scipy.stats import binomtest
-from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from app.evaluation.predictions import Predictions
 from app.messages import nearest
@@ -49,11 +49,6 @@ def scores_of_classes(predictions: Predictions) -> dict[str, dict[str, Any]]:
         }
         for i, name in enumerate(names)
     }
-
-
-def macro_f1(predictions: Predictions) -> float:
-    """Over the classes that have samples or predictions."""
-    return float(f1_score(predictions.label.numpy(), predictions.prediction.numpy(), average="macro"))
 
 
 def means_of_classes(predictions: Predictions) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ from data.manifest.cache import Uncached
 from data.manifest.check import check_files, unknown_labels
 from data.manifest.config import ManifestConfig
 from data.manifest.finding import Finding, refuse
+from data.manifest.fingerprint import fingerprints
 from data.manifest.rows import ManifestRows
 from data.manifest.table import read_table
 from data.spec import DataSpec
@@ -42,13 +43,17 @@ class NewRows:
         self.config, self.spec, self.modalities = config, saved, tuple(modalities)
         columns = {"columns": config.columns, "needs_label": False}
         self.table = read_table(manifest, root=root, modalities=self.modalities, **columns)
-        _, of_files = check_files(self.table, config, modalities, saved)
+        facts, of_files = check_files(self.table, config, modalities, saved)
         refuse(manifest, [finding for finding in of_files if finding.is_of_the_whole])
         findings = [*self.table.findings, *of_files]
         self.not_rows = [self.table.line(finding) for finding in findings if finding.row is None]
         self.unreadable = _by_row([finding for finding in findings if finding.row is not None])
         self.unlabelled = _by_row(unknown_labels(self.table, saved.class_names))
         self.rows = [row for row in self.table.rows if row.number not in self.unreadable]
+        self.fingerprints = fingerprints(self.rows, facts, self.modalities)
+
+    def fingerprint(self, split: str, modality: str | None) -> str:
+        return self.fingerprints[modality]
 
     def complete(self, predictions: Iterable[dict[str, Any]], names: Iterable[str]) -> list[dict[str, Any]]:
         """A row for each of the table's: `predictions` are those of "new", with the columns `names`, which are empty

@@ -1,6 +1,5 @@
 """A table of files as a data source: its rows in three splits, and rows to predict."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
@@ -13,6 +12,7 @@ from data.manifest.cache import Uncached, make_cache
 from data.manifest.check import Checked, check
 from data.manifest.config import ManifestConfig
 from data.manifest.facts import Facts, File, SequenceFacts
+from data.manifest.fingerprint import fingerprint, fingerprints
 from data.manifest.rows import ManifestRows
 from data.manifest.table import Row
 from data.spec import MODALITIES, SPLITS, DataSpec
@@ -39,8 +39,12 @@ class Manifest:
         self.samples = cache or Uncached(self.table.root, config)
         self.rows = {split: checked.rows_of(split) for split in SPLITS}
         self.spec = describe(self.rows, checked, config, self.modalities, saved)
+        self.fingerprints = {split: fingerprints(rows, checked.facts, modalities) for split, rows in self.rows.items()}
         self.lengths = lengths_of(self.rows["train"], checked.facts, config)
         self.crop_edge = crop_edge(self.rows["train"], checked.facts, config)
+
+    def fingerprint(self, split: str, modality: str | None) -> str:
+        return self.fingerprints[split][modality]
 
     def splits(
         self, *, seed: int, image_mean: Sequence[float], image_std: Sequence[float]
@@ -161,13 +165,3 @@ def measure(sequences: Sequence[SequenceFacts]) -> dict[str, list[float]]:
 
 def unchanged(num_features: int) -> dict[str, list[float]]:
     return {"mean": [0.0] * num_features, "std": [1.0] * num_features}
-
-
-def fingerprint(rows: list[Row], facts: dict[File, Facts], modalities: Sequence[str]) -> str:
-    """What tells these rows, in this order, from others: labels, and contents of files; not their names."""
-    digest = hashlib.sha256()
-    for row in rows:
-        files = (facts.get((name, getattr(row, name))) for name in modalities)
-        contents = [fact.digest.hex() if fact else "" for fact in files]
-        digest.update(repr((row.label, contents)).encode())
-    return f"{len(rows)} rows, {digest.hexdigest()[:16]}"

@@ -51,6 +51,26 @@ def test_the_spec_is_measured_on_the_training_rows_alone(source, rows, tmp_path)
     assert DataSpec.from_dict(spec.to_dict()) == spec
 
 
+def test_a_fingerprint_is_of_one_input_and_the_labels(source, rows, tmp_path):
+    """Here of the split val, rows 6 and 7."""
+
+    def of(found):
+        return [found.fingerprint("val", what) for what in (None, "image", "sequence")]
+
+    labels, image, sequence = of(source())
+    assert len({labels, image, sequence}) == 3 and of(source()) == [labels, image, sequence]
+    assert source(modalities=("image",)).fingerprint("val", "image") == image
+    rows[0]["label"] = "dog"  # of another split
+    assert of(source()) == [labels, image, sequence]
+    (tmp_path / "6.png").rename(tmp_path / "renamed.png")
+    rows[6]["image"] = "renamed.png"
+    assert of(source()) == [labels, image, sequence]
+    np.save(tmp_path / "7.npy", np.load(tmp_path / "7.npy") + 1)
+    assert of(source())[:2] == [labels, image] and of(source())[2] != sequence
+    rows[6], rows[7] = rows[7], rows[6]
+    assert not {*of(source())} & {labels, image, sequence}
+
+
 def test_a_feature_that_never_changes_is_not_divided_by_zero(source, tmp_path):
     for i in range(10):
         frames = np.load(tmp_path / f"{i}.npy")

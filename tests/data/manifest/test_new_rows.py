@@ -50,6 +50,17 @@ def test_rows_without_labels_are_prepared_as_in_training(trained, rows, tmp_path
     assert new.spec == spec and new.unreadable == new.unlabelled == {}
 
 
+def test_a_fingerprint_is_of_the_rows_that_can_be_read(trained, rows, tmp_path):
+    path = write_rows(tmp_path / "new.csv", rows)
+    both, images = read(trained, path), read(trained, path, ("image",))
+    assert both.fingerprint("new", "image") == images.fingerprint("new", "image")
+    assert both.fingerprint("new", "image") != both.fingerprint("new", "sequence")
+    np.save(tmp_path / "8.npy", np.ones((5, 4)))  # which the model of images does not read
+    both, images = read(trained, path), read(trained, path, ("image",))
+    assert both.fingerprint("new", "image") != images.fingerprint("new", "image")
+    assert both.fingerprint("new", None).startswith("9 rows, ")
+
+
 def test_each_row_comes_back_in_its_place_with_its_error(trained, rows, tmp_path):
     rows[0]["image"] = "../old/0.png"
     rows[4]["sequence"] = ""
