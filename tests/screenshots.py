@@ -1,9 +1,9 @@
 """Makes the pictures of docs/ anew, from runs that are there.
 
-    python -m tests.screenshots runs fusion manifest
+    python -m tests.screenshots runs fusion manifest starving_branch balanced
 
-The first argument is the folder of runs, the others are two of them: the first is shown on all pages, the second (of
-recordings) is listened to. Needs Chromium and tests/requirements.txt. evaluate.py must have been run on the first.
+The first argument is the folder of runs, the others are four of them: the first is shown on all pages, the second (of
+recordings) is listened to, the scores of the last two stand side by side. Needs Chromium and tests/requirements.txt. evaluate.py must have been run on the first.
 """
 
 import re
@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 DOCS = ROOT / "docs"
 
 
-def main(runs: str, first: str, second: str) -> None:
+def main(runs: str, first: str, second: str, *pair: str) -> None:
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", runs, "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server, sync_playwright() as running:
         try:
@@ -30,6 +30,8 @@ def main(runs: str, first: str, second: str) -> None:
             shoot(
                 page, f"{address}?darkMode=false&runFilter=%5E{first}#timeseries", "tensorboard", closes_settings=True
             )
+            of_pair = f"{address}?darkMode=false&runFilter=%5E({'%7C'.join(pair)})&smoothing=0#timeseries"
+            shoot(page, of_pair, "tensorboard_balance", height=760)
             shoot(page, f"{address}?darkMode=false#images", "tensorboard_images", run=first)
             shoot(page, f"{address}?darkMode=false#text", "tensorboard_text", run=first)
             shoot(page, f"{address}?darkMode=false#hparams", "tensorboard_hparams")
@@ -41,7 +43,9 @@ def main(runs: str, first: str, second: str) -> None:
             server.terminate()
 
 
-def shoot(page: Page, address: str, name: str, run: str | None = None, closes_settings: bool = False) -> None:
+def shoot(
+    page: Page, address: str, name: str, run: str | None = None, closes_settings: bool = False, height: int = 1150
+) -> None:
     """run: the only one that is shown, on pages whose runs are chosen by a field of their own."""
     page.goto("about:blank")
     page.goto(address)
@@ -51,7 +55,7 @@ def shoot(page: Page, address: str, name: str, run: str | None = None, closes_se
     if run:
         page.get_by_label("Write a regex to filter runs").fill(f"^{run}$")
     page.wait_for_timeout(3000)
-    page.screenshot(path=DOCS / f"{name}.png")
+    page.screenshot(path=DOCS / f"{name}.png", clip={"x": 0, "y": 0, "width": 1500, "height": height})
 
 
 if __name__ == "__main__":
