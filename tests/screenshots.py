@@ -3,7 +3,8 @@
     python -m tests.screenshots runs fusion manifest starving_branch balanced
 
 The first argument is the folder of runs, the others are four of them: the first is shown on all pages, the second (of
-recordings) is listened to, the scores of the last two stand side by side. Needs Chromium and tests/requirements.txt. evaluate.py must have been run on the first.
+recordings) is listened to, the scores of the last two stand side by side. Needs Chromium and tests/requirements.txt;
+evaluate.py must have been run on the first.
 """
 
 import re

@@ -25,10 +25,10 @@ _PREDICTIONS = 4  # samples for validation
 
 
 def draw_validation(run: Run) -> dict[str, torch.Tensor]:
-    """Of the last validation, each (3, H, W) in [0, 1]: the first samples, the worst mistakes where there are any, and
-    the confusion matrix."""
+    """Of the last validation, each (3, H, W) in [0, 1]: a few samples, the worst mistakes where there are any, and the
+    confusion matrix."""
     found, counts = run.predictions, run.metrics.confusion_matrix()
-    shown = {"predictions": found.take(torch.arange(min(_PREDICTIONS, len(found))))}
+    shown = {"predictions": found.take(_a_few(len(found)))}
     shown["worst_mistakes"] = found.take(worst_mistakes(found, _PREDICTIONS))
     split, weights = run.parts.splits["val"], run.parts.image_weights
     pictures = {
@@ -59,10 +59,15 @@ def embeddings(run: Run) -> tuple[dict[str, torch.Tensor], list[str]]:
 
 
 def recordings(run: Run) -> list[tuple[np.ndarray, int]]:
-    """Of the samples that draw_validation shows first, those that were recordings: (samples,) float32, rate in Hz."""
+    """Of a few samples for validation, those that were recordings: (samples,) float32, rate in Hz."""
     split = run.parts.splits["val"]
-    heard = (split.recording(place) for place in range(min(_PREDICTIONS, len(split))))
+    heard = (split.recording(place) for place in _a_few(len(split)).tolist())
     return [recording for recording in heard if recording is not None]
+
+
+def _a_few(size: int) -> torch.Tensor:
+    """Places, the same each time, from all over the samples: they may be sorted by class."""
+    return torch.arange(min(_PREDICTIONS, size)) * size // min(_PREDICTIONS, max(size, 1))
 
 
 def to_tensor(picture: Image.Image) -> torch.Tensor:

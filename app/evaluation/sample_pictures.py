@@ -18,7 +18,8 @@ NAMED = 20  # classes up to which a confusion matrix has names and numbers
 _NOTHING = "#d9d9d9"  # grey, which is no colour of the heat map
 _RIGHT, _WRONG, _INK = "#0072b2", "#d55e00", "#1b1f24"  # also told apart by a mark before the text
 _LINE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
-_WIDTH, _SIDE, _GAP, _TYPE = 440, 116, 8, 15  # pixels: of a card, of what it shows, between, of type
+# Pixels: of a card (as TensorBoard shows a picture, so that no letter is scaled), of what it shows, between, of type.
+_WIDTH, _SIDE, _GAP, _TYPE = 350, 92, 8, 12
 
 
 def draw_samples(samples: dict[str, torch.Tensor], predictions: Predictions, columns: int = 1) -> Image.Image:
@@ -62,7 +63,7 @@ def draw_confusion(counts: torch.Tensor, class_names: list[str]) -> Image.Image:
     named = len(class_names) <= NAMED
     cell = 30 if named else max(1, 480 // len(class_names))
     names = [shortened(name, 12) for name in class_names] if named else []
-    font, small = _font(_TYPE), _font(12)
+    font, small = _font(_TYPE), _font(11)
     margin = round(max((font.getlength(name) for name in names), default=0)) + 2 * _GAP
     side = cell * len(class_names)
     canvas = Image.new("RGB", (margin + side + _GAP, 2 * _TYPE + _GAP + side + (margin if named else _GAP)), "white")

@@ -60,10 +60,9 @@ class TensorBoard:
         # A branch whose parameters are in groups of other names has a sub-run of its own.
         sub_runs |= {name: f"branches/{name}" for name in branches if name not in sub_runs}
         with writing(folder):
-            self.writer = SummaryWriter(str(folder), purge_step=purge_step)
-            self.writers = {
-                name: SummaryWriter(str(folder / path), purge_step=purge_step) for name, path in sub_runs.items()
-            }
+            settings = {"purge_step": purge_step, "flush_secs": 10}  # to be watched while it trains
+            self.writer = SummaryWriter(str(folder), **settings)
+            self.writers = {name: SummaryWriter(str(folder / path), **settings) for name, path in sub_runs.items()}
 
     def about(self, config: str, groups: list[list[dict[str, str]]], hparams: dict[str, float]) -> None:
         """What the run is, before its first step.

@@ -41,7 +41,7 @@ def cards(picture, size):
 @pytest.mark.parametrize("features", [1, 8, 9, 40])
 def test_a_card_shows_both_inputs_or_that_there_is_none(predictions, features):
     first, second, third = cards(draw_samples(samples_with(features), predictions), 3)
-    green, words = (0, 255, 0), (0, 0, 440, 20)  # a line of text; lines of features have its colours too
+    green, words = (0, 255, 0), (0, 0, 350, 17)  # a line of text; lines of features have its colours too
     assert RIGHT in colors(first.crop(words)) and WRONG not in colors(first.crop(words)) and green in colors(first)
     assert WRONG in colors(second.crop(words)) and green not in colors(second) and NOTHING in colors(second)
     assert green in colors(third) and NOTHING in colors(third)
@@ -60,12 +60,12 @@ def test_a_model_of_one_input_shows_one(predictions, branch):
     alone = dataclasses.replace(predictions, unimodal_logits={branch: predictions.logits})
     picture = draw_samples(samples_with(12), alone, columns=2)
     assert ((0, 255, 0) in colors(picture)) == (branch == "image_branch")
-    assert picture.size[0] == 2 * 440
+    assert picture.size[0] == 2 * 350
 
 
 def test_numbers_that_are_not_finite_are_drawn_too(predictions):
     broken = dataclasses.replace(predictions, logits=predictions.logits * float("nan"))
-    assert draw_samples(samples_with(12), broken).size[0] == 440
+    assert draw_samples(samples_with(12), broken).size[0] == 350
     unknown = dataclasses.replace(predictions, label=torch.full((3,), -1))
     assert WRONG not in colors(draw_samples(samples_with(12), unknown))
 
