@@ -5,9 +5,11 @@ of all groups is one chart with a line for each. Sections are sorted by name, he
 at first.
 """
 
+import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -59,7 +61,7 @@ class TensorBoard:
         sub_runs = {name: f"groups/{_folder_name(name)}" for name in group_names}
         # A branch whose parameters are in groups of other names has a sub-run of its own.
         sub_runs |= {name: f"branches/{name}" for name in branches if name not in sub_runs}
-        with writing(folder):
+        with writing(folder), _interrupts_for_the_main_thread():
             settings = {"purge_step": purge_step, "flush_secs": 10}  # to be watched while it trains
             self.writer = SummaryWriter(str(folder), **settings)
             self.writers = {name: SummaryWriter(str(folder / path), **settings) for name, path in sub_runs.items()}
@@ -175,9 +177,9 @@ class TensorBoard:
             self.writer.file_writer.add_summary(Summary(value=[value]))
 
     def close(self) -> None:
-        with writing(self.folder):
+        with writing(self.folder), ExitStack() as each:  # all of them, also where one cannot write
             for writer in (self.writer, *self.writers.values()):
-                writer.close()
+                each.callback(writer.close)
 
     def _write(
         self,
@@ -209,6 +211,20 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
     lines = [" | ".join(rows[0]), " | ".join("---" for _ in rows[0])]
     lines += [" | ".join(str(cell).replace("|", "\\|").replace("*", "\\*") for cell in row.values()) for row in rows]
     return "\n".join(f"| {line} |" for line in lines)
+
+
+@contextmanager
+def _interrupts_for_the_main_thread() -> Iterator[None]:
+    """Threads that begin in there get no Ctrl-C. Else Python would heed it at once where the main thread holds it back,
+    as it does while it forks, when Python drops it."""
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows nothing is forked
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _report_thread_error(args: threading.ExceptHookArgs) -> None:

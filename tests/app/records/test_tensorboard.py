@@ -1,3 +1,7 @@
+import contextlib
+import os
+import signal
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +21,8 @@ def test_a_full_disk_is_reported_at_the_next_call_and_by_no_traceback(small_disk
     with pytest.raises(OSError, match=r"tensorboard could not be written: the disk is full$"):
         for step in range(100_000):
             board.train(step, {"loss": 1.0})
+    with contextlib.suppress(OSError):
+        board.close()
 
 
 def test_what_the_thread_could_not_write_is_reported_when_the_board_is_closed(small_disk):
@@ -33,6 +39,35 @@ def test_what_the_thread_could_not_write_is_reported_when_the_board_is_closed(sm
     small_disk("1m")  # so that only what is lost is left to be told
     with pytest.raises(OSError, match=r"tensorboard could not be written: the disk is full$"):
         board.close()
+
+
+def test_a_board_that_cannot_be_written_leaves_no_thread_behind(small_disk):
+    before = threading.active_count()
+    board = TensorBoard(small_disk("64k") / "run", ["image_branch", "fusion_head"], [])
+    with pytest.raises(OSError):
+        for step in range(100_000):
+            board.train(step, {"loss": 1.0})
+    with contextlib.suppress(OSError):
+        board.close()
+    assert threading.active_count() == before
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="nothing is forked on Windows")
+def test_an_interrupt_that_the_main_thread_holds_back_is_not_heeded_because_of_the_boards_threads(tmp_path):
+    board = TensorBoard(tmp_path, ["image_branch", "fusion_head"], [])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    heeded = []
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        heeded.append(False)
+    except KeyboardInterrupt:
+        heeded.append(True)
+    with pytest.raises(KeyboardInterrupt) if heeded == [False] else contextlib.nullcontext():
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        time.sleep(0.1)
+    board.close()
+    assert heeded == [False]
 
 
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "../../out", "new parts", "a.b", "日本"])
