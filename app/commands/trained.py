@@ -324,24 +324,23 @@ def build_trained(
 def build_late_fusion(image: Path, sequence: Path, device_name: str, split: str) -> LateFusion:
     """Of two checkpoints, to predict that split. Raises ValueError for two that do not belong together."""
     fusion = LateFusion(build_trained(image, device_name), build_trained(sequence, device_name))
-    check_same_rows(fusion.image, fusion.sequence, split, "--late-fusion")
+    check_same_rows(fusion.image, fusion.sequence, split)
     return fusion
 
 
-def check_same_rows(first: Trained, second: Trained, split: str, option: str) -> None:
+def check_same_rows(first: Trained, second: Trained, split: str) -> None:
     """Raises ValueError where the two would predict other rows. Of a table of files each has read, and so digested,
     its own files only: there the cells of the rows tell."""
-    a, b = (member.parts.data_spec.rows.get(split, "") for member in (first, second))
-    if a == b and split != "new":
+    a, b = (member.parts.data_spec.rows[split] for member in (first, second))
+    if a == b:
         return
     cells, others = (
         [dataset.cells(i) for i in range(len(dataset))] for dataset in (first.dataset(split), second.dataset(split))
     )
     if not any(cells) or cells != others:
-        counts = (f"{rows or f'{len(of)} rows'}" for rows, of in ((a, cells), (b, others)))
         raise ValueError(
-            f"{option}: the rows of {split} must be the same; {first.path} has {next(counts)}, {second.path} has "
-            f"{next(counts)}; give two checkpoints of the same data, without rows that one of the two leaves out"
+            f"--late-fusion: the rows of {split} must be the same; {first.path} has {a}, {second.path} has {b}; give "
+            "two checkpoints of the same data, without rows that one of the two leaves out"
         )
 
 

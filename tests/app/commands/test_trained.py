@@ -51,7 +51,7 @@ def of_sequences(**settings):
 def refusal(*members, split=None):
     with pytest.raises(ValueError) as error:
         LateFusion(*members)
-        check_same_rows(*members, split, "--late-fusion")
+        check_same_rows(*members, split)
     return str(error.value)
 
 
@@ -112,8 +112,8 @@ def test_other_classes_or_shares_of_them_are_refused(image, sequence, message):
 
 def test_rows_are_the_same_by_their_digest_or_else_by_their_cells():
     cells, other = [{"row": "2", "id": "x"}], [{"row": "2", "id": "y"}]
-    check_same_rows(of_images(), of_sequences(), "test", "--late-fusion")
-    check_same_rows(of_images(cells=cells), of_sequences(cells=cells, rows="4 rows, 11"), "test", "--late-fusion")
+    check_same_rows(of_images(), of_sequences(), "test")
+    check_same_rows(of_images(cells=cells), of_sequences(cells=cells, rows="4 rows, 11"), "test")
     for of_first, of_second in ((cells, other), (cells, cells * 2), ([{}], [{}]), ([], [])):
         text = refusal(of_images(cells=of_first), of_sequences(cells=of_second, rows="4 rows, 11"), split="test")
         assert text.startswith("--late-fusion: the rows of test must be the same; i.pt has 4 rows, 00, s.pt has 4 rows")
