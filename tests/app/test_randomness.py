@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from app.randomness import Draws, derive_seed, seed_everything, stream
+from app.randomness import Draws, derive_seed, seed_device, stream
 from tests.conftest import ROOT
 
 
@@ -29,8 +29,33 @@ def test_a_stream_does_not_depend_on_what_was_drawn_elsewhere():
     torch.rand(100)
     stream("y", 1)
     assert torch.equal(first, torch.rand(3, generator=stream("x", 1)))
-    seed_everything("x", 1)
+    seed_device(torch.device("cpu"), "x", 1)
     assert torch.equal(first, torch.rand(3))
+
+
+class Watched:
+    """In place of a device's generator: notes its seeds."""
+
+    def __init__(self):
+        self.seeds = []
+
+    def manual_seed(self, seed):
+        self.seeds.append(seed)
+
+
+@pytest.mark.parametrize(
+    ("device", "seeded"),
+    [("cpu", "cpu"), ("cuda", "cuda 1"), ("cuda:0", "cuda 0"), ("cuda:1", "cuda 1"), ("mps", "mps")],
+)
+def test_the_generator_of_the_device_is_seeded_and_no_other(monkeypatch, device, seeded):
+    watched = {name: Watched() for name in ("cpu", "cuda 0", "cuda 1", "mps")}
+    monkeypatch.setattr(torch, "default_generator", watched["cpu"])
+    monkeypatch.setattr(torch.cuda, "default_generators", (watched["cuda 0"], watched["cuda 1"]))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.mps, "manual_seed", watched["mps"].manual_seed)
+    seed_device(torch.device(device), "dropout", "fusion_head", 0, 7)
+    expected = derive_seed("dropout", "fusion_head", 0, 7)
+    assert {name: of.seeds for name, of in watched.items() if of.seeds} == {seeded: [expected]}
 
 
 def test_draws_depend_on_purpose_epoch_and_sample_alone():

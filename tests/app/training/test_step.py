@@ -13,7 +13,7 @@ from app.evaluation.predictions import predict, validate
 from app.learning_rates.learning_rates import LearningRates
 from app.param_groups.freezing import Freezing
 from app.param_groups.optimizer import build_optimizer
-from app.randomness import seed_everything
+from app.randomness import seed_device
 from app.training.gradients import Gradients
 from app.training.group_stats import GroupStatistics
 from app.training.objective import Objective
@@ -112,7 +112,7 @@ def test_training_minimises_the_objective_of_torch(small_model, small_batch, opt
     step.start_epoch(0)
     reading = step(small_batch, 0)
     inputs = (small_batch[name] for name in ("image", "sequence", "length", "present"))
-    output = twin(*inputs, before_part=lambda part: seed_everything("dropout", part, 0, 0))
+    output = twin(*inputs, before_part=lambda part: seed_device(torch.device("cpu"), "dropout", part, 0, 0))
     settings, label, there = {"weight": weights, "label_smoothing": smoothing}, small_batch["label"], [0, 4, 5]
     fusion = cross_entropy(output.logits, label, **settings)
     image = cross_entropy(output.unimodal_logits["image_branch"], label, **settings)
