@@ -37,7 +37,7 @@ from app.evaluation.report import (
 )
 from app.evaluation.scores import accuracy_by_column, check_column
 from app.messages import report_error, survive_lost_output, warn
-from app.records.run_config import DEVICES
+from app.records.run_config import DEVICES, PRECISIONS
 from data.spec import SPLITS
 
 
@@ -61,6 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--robustness", action="store_true", help="accuracy under rising noise on each input, too")
     parser.add_argument("--temperature", action="store_true", help="fit one on val; store it for all predictions")
     parser.add_argument("--device", choices=DEVICES, default="auto")
+    precision = "default: that of the training, but fp32 where bf16 takes clearly longer"
+    parser.add_argument("--precision", choices=PRECISIONS, help=precision)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(arguments)
     try:
@@ -69,16 +71,17 @@ def main(arguments: list[str] | None = None) -> int:
             if getattr(args, name):
                 raise ValueError(f"--{name}: is for one --checkpoint, not for {several}; take one of the two out")
         if args.compare:
-            return compare_checkpoints(args.compare, args.device, args.split, args.manifest, args.root, args.output)
+            given = (args.device, args.split, args.manifest, args.root, args.output, args.precision)
+            return compare_checkpoints(args.compare, *given)
         if args.temperature and args.manifest:
             raise ValueError("--temperature: is fitted on the validation split; leave --manifest out")
         if not args.late_fusion:
-            trained = build_trained(args.checkpoint, args.device, args.manifest, args.root)
+            trained = build_trained(args.checkpoint, args.device, args.manifest, args.root, args.precision)
         elif args.manifest or args.root:
             given = "--manifest" if args.manifest else "--root"
             raise ValueError(f"{given}: is for one --checkpoint; --late-fusion evaluates a --split")
         else:
-            trained = build_late_fusion(*args.late_fusion, args.device, args.split)
+            trained = build_late_fusion(*args.late_fusion, args.device, args.split, args.precision)
         return evaluate(trained, args)
     except KeyboardInterrupt:
         return 130

@@ -32,6 +32,7 @@ from app.records.environment import environment_digests
 from app.training import precision
 from app.training.group_stats import MOMENTS, STATISTICS
 from app.training.state import STATE, Position
+from models.fusion_classifier import FusionClassifier
 from models.image_branch import build_network
 from tests.conftest import GROUP_NAMES, ROOT
 
@@ -936,23 +937,59 @@ def test_bf16_learns_along_the_curve_of_fp32(tmp_path, train_here):
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the variable is of oneDNN on x86")
-def test_bf16_on_a_cpu_without_instructions_for_it_is_a_warning(tmp_path):
-    bf16 = ["run.precision=bf16", "run.device=cpu", f"run.folder={tmp_path}", "--dry-run"]
-    result = run("train.py", "--config", SMOKE, *bf16, env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"})
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_bf16_trains_and_evaluates_on_a_cpu_without_instructions_for_it(tmp_path, bidirectional):
+    """There torch has no LSTM in bf16, forward or backward."""
+    plain = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    bf16 = ["run.precision=bf16", "run.device=cpu", f"run.folder={tmp_path}", "run.limit_batches=3", "run.epochs=1"]
+    bf16 += [f"model.temporal_branch.bidirectional={str(bidirectional).lower()}"]
+    result = run("train.py", "--config", SMOKE, *bf16, env=plain)
     assert result.returncode == 0, result.stderr
     (warning,) = [line for line in result.stdout.splitlines() if line.startswith("warning: ")]
     assert re.search(r"bf16 takes \d+\.\d times as long as fp32 on this CPU.*run.precision=fp32", warning)
+    assert "note: the LSTM runs in fp32, as torch has none in bf16 on this device\n" in result.stdout
+    assert len([r for r in lines(tmp_path / "smoke" / "metrics.jsonl") if r["kind"] == "val"]) == 1
+
+    checkpoint = str(tmp_path / "smoke" / "checkpoints" / "last.pt")
+    result = run("evaluate.py", "--checkpoint", checkpoint, "--device", "cpu", env=plain)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"note: .*trained in bf16, evaluated in fp32: bf16 takes \d+\.\d times", result.stdout)
+    forced = ["--checkpoint", checkpoint, "--device", "cpu", "--precision", "bf16", "--output", str(tmp_path / "bf16")]
+    result = run("evaluate.py", *forced, env=plain)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"note: .*bf16 takes \d+\.\d times.*--precision fp32 is the remedy", result.stdout)
+    assert "the LSTM runs in fp32" in result.stdout
 
 
 @pytest.mark.slow
-def test_evaluate_warns_of_slow_bf16_too(smoke, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("slowdown", "options", "dtype", "expected"),
+    [
+        (44.0, [], torch.float32, "trained in bf16, evaluated in fp32: bf16 takes 44.0 times as long"),
+        (44.0, ["--precision", "fp32"], torch.float32, None),
+        (44.0, ["--precision", "bf16"], torch.bfloat16, "bf16 takes 44.0 times as long"),
+        (0.7, [], torch.bfloat16, None),
+    ],
+)
+def test_the_precision_of_an_evaluation(smoke, tmp_path, monkeypatch, capsys, slowdown, options, dtype, expected):
     folder, _ = smoke
     content = checkpoints.load_checkpoint(folder / "checkpoints" / "last.pt")
     content["config"]["run"]["precision"] = "bf16"
     checkpoints.save_checkpoint(tmp_path / "bf16.pt", content)
-    monkeypatch.setattr(precision, "bf16_slowdown", lambda: 44.0)
-    assert evaluate.main(["--checkpoint", str(tmp_path / "bf16.pt"), "--device", "cpu"]) == 0
-    assert "warning: the checkpoint was trained in bf16, and bf16 takes 44.0 times as long" in capsys.readouterr().out
+    monkeypatch.setattr(precision, "bf16_slowdown", lambda model, batch, training: slowdown)
+    dtypes = set()
+    forward = FusionClassifier.forward
+
+    def watched(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        dtypes.add(output.logits.dtype)
+        return output
+
+    monkeypatch.setattr(FusionClassifier, "forward", watched)
+    assert evaluate.main(["--checkpoint", str(tmp_path / "bf16.pt"), "--device", "cpu", *options]) == 0
+    assert dtypes == {dtype}
+    printed = capsys.readouterr().out
+    assert expected in printed if expected else "bf16 takes" not in printed
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ from data.augmentation.config import AugmentationConfig
 from data.loaders import Batches, make_loader
 from data.source import Source, make_new_rows, make_source
 from data.spec import MODALITIES, SPLITS, DataConfig, DataSpec
-from data.split import Split
+from data.split import Batch, Split
 from models.fusion_classifier import FusionClassifier, Gates, ModelConfig, build_fusion_classifier
 from models.pretrained import ImageWeights
 
@@ -65,6 +65,13 @@ class ModelAndData:
     @property
     def branches(self) -> list[str]:
         return list(self.model.unimodal_heads)
+
+    def first_batch(self, config: DataConfig) -> Batch | None:
+        """The first samples of a split, as the model reads them; None where no split has samples."""
+        for split in self.splits.values():
+            if len(split):
+                return split[0, torch.arange(min(config.batch_size, len(split)))]
+        return None
 
     def new_metrics(self, objective: Objective) -> ClassificationMetrics:
         return ClassificationMetrics(self.class_names, self.branches, objective)

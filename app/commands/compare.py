@@ -24,7 +24,13 @@ OF_SPEED = {"cache", "cache_folder", "length_buckets"}
 
 
 def compare_checkpoints(
-    paths: list[Path], device: str, split: str, manifest: Path | None, root: Path | None, output: str | None
+    paths: list[Path],
+    device: str,
+    split: str,
+    manifest: Path | None,
+    root: Path | None,
+    output: str | None,
+    precision: str | None = None,
 ) -> int:
     """Returns 1 where a row of the manifest, or a file of a folder, has an error, else 0.
 
@@ -32,11 +38,15 @@ def compare_checkpoints(
         paths: what the others are compared with comes first.
         split: what is compared on, if it is no manifest.
         manifest, root: see build_model_and_data.
+        precision: see build_trained.
 
     Raises ValueError for fewer than two checkpoints, for one that is given twice, and for two that read other rows.
     """
     check_paths(paths)
-    models = {name: build_trained(path, device, manifest, root) for name, path in zip(letters(), paths, strict=False)}
+    models = {
+        name: build_trained(path, device, manifest, root, precision)
+        for name, path in zip(letters(), paths, strict=False)
+    }
     first, rows = models["A"], "new" if manifest else split
     for other in [*models.values()][1:]:
         check_classes(first, other)
@@ -49,6 +59,8 @@ def compare_checkpoints(
         predictions = gather(model.predict(rows), model.class_names, model.branches)
         for line in (*model.warnings(rows), *untrained_absences(predictions, model.stand_ins)):
             warn(f"{name}, {model.path}: {line}")
+        for line in model.notes():
+            print(f"note: {line}")
         tables[name] = predictions.labelled()
     for one, other in combinations(tables, 2):
         if torch.equal(tables[one].logits, tables[other].logits):

@@ -9,6 +9,7 @@ from app.evaluation.metrics import best_of
 from app.messages import format_table
 from app.param_groups.groups import group_table
 from app.training.precision import slow_precision
+from models.temporal_branch import lstm_in_fp32
 
 
 def describe_run(run: Run) -> str:
@@ -28,8 +29,10 @@ def describe_run(run: Run) -> str:
                 f"note: these weights are made for images of {size} pixels; data.image_size is {config.data.image_size}"
             )
     lines.append(f"device: {run.device}, precision: {config.run.precision}, optimizer: {config.optimizer.name}")
-    if slow := slow_precision(**run.placement):
+    if slow := slow_precision(run.parts.model, run.parts.first_batch(config.data), **run.placement, training=True):
         lines.append(f"warning: {slow}; run.precision=fp32 is the remedy")
+    if note := lstm_in_fp32(run.parts.model.temporal_branch, **run.placement):
+        lines.append(f"note: {note}")
     rows = run.learning_rates.plans()
     plans = format_table([tuple(rows[0]), *(tuple(row.values()) for row in rows)], left=(0, 1, 2, 3))
     if stop := run.learning_rates.stop_plan():

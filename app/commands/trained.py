@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from data.noise import Noisy
 from data.spec import DataConfig, DataSpec
 from data.split import Split
 from models.fusion_classifier import FusionClassifier
+from models.temporal_branch import lstm_in_fp32
 
 # Keys of `data` that change no row of validation or test, or that each model has for itself.
 NOT_OF_THE_ROWS = {"batch_size", "workers", "on_device", "sampler", "augmentation", "image_size", "redraw"}
@@ -52,6 +53,7 @@ class Trained:
     data_config: DataConfig
     placement: dict[str, Any]  # device and precision
     changed: list[str]  # what it reads from the environment, and read otherwise in training
+    of_precision: list[str] = field(default_factory=list)  # notes
 
     @property
     def branches(self) -> list[str]:
@@ -108,9 +110,12 @@ class Trained:
 
     def notes(self) -> list[str]:
         """What decides over the predictions and is not in the config, a line each."""
-        if "temperature" not in self.saved:
-            return []
-        return [f"{self.path} has a stored temperature, {self.temperature:.4f}: all its probabilities are with it"]
+        lines = [f"{self.path}: {note}" for note in self.of_precision]
+        if "temperature" in self.saved:
+            lines.append(
+                f"{self.path} has a stored temperature, {self.temperature:.4f}: all its probabilities are with it"
+            )
+        return lines
 
     def store_temperature(self, temperature: float) -> None:
         """In the checkpoint. Raises ValueError where another process trains there, or has trained; or OSError."""
@@ -167,8 +172,6 @@ class Trained:
             lines.append(
                 f"rows are left out for {len(skipped)} findings (data.on_error=skip), see {SKIPPED} of the run"
             )
-        if slow := slow_precision(**self.placement):
-            lines.append(f"the checkpoint was trained in bf16, and {slow}")
         return lines
 
     def origin(self) -> dict[str, Any]:
@@ -297,12 +300,18 @@ class LateFusion:
 
 
 def build_trained(
-    checkpoint: Path, device_name: str, manifest: Path | None = None, root: Path | None = None
+    checkpoint: Path,
+    device_name: str,
+    manifest: Path | None = None,
+    root: Path | None = None,
+    precision: str | None = None,
 ) -> Trained:
     """Reads of the checkpoint's config only what a prediction needs: a variable of the environment that another key
     reads may be missing.
 
-    manifest, root: see build_model_and_data.
+    Args:
+        manifest, root: see build_model_and_data.
+        precision: None: that of the training, but fp32 where bf16 is clearly slower.
     """
     make_deterministic()  # the numbers that training gave
     saved = load_checkpoint(checkpoint)
@@ -310,20 +319,32 @@ def build_trained(
     if isinstance(tree["model"]["image_branch"], dict):
         tree["model"]["image_branch"]["weights"] = "none"  # they come from the checkpoint
     used = ("data", "model", "loss", "run.seed", "run.precision")
-    data, model_config, loss, seed, precision = (read_part(tree, key) for key in used)
+    data, model_config, loss, seed, trained_in = (read_part(tree, key) for key in used)
     device = choose_device(device_name)
     rows = {"saved": saved, "manifest": manifest, "root": root}
     parts = build_model_and_data(model_config, data, seed=seed, device=device, **rows)
     load_model(parts.model, saved, checkpoint)
     objective = build_objective(loss, DataSpec.from_dict(saved["data_spec"]), torch.device("cpu"))
     changed = changed_environment(saved, tree, used)
-    placement = {"device": device, "precision": precision}
-    return Trained(checkpoint, saved, parts, objective, data, placement, changed)
+    placement = {"device": device, "precision": precision or trained_in}
+    notes = []
+    slow = slow_precision(parts.model, parts.first_batch(data), **placement, training=False)
+    if slow and precision is None:
+        placement["precision"] = "fp32"
+        notes.append(f"trained in bf16, evaluated in fp32: {slow}; --precision bf16 takes it all the same")
+    elif slow:
+        notes.append(f"{slow}; --precision fp32 is the remedy")
+    if note := lstm_in_fp32(parts.model.temporal_branch, **placement):
+        notes.append(note)
+    return Trained(checkpoint, saved, parts, objective, data, placement, changed, notes)
 
 
-def build_late_fusion(image: Path, sequence: Path, device_name: str, split: str) -> LateFusion:
+def build_late_fusion(
+    image: Path, sequence: Path, device_name: str, split: str, precision: str | None = None
+) -> LateFusion:
     """Of two checkpoints, to predict that split. Raises ValueError for two that do not belong together."""
-    fusion = LateFusion(build_trained(image, device_name), build_trained(sequence, device_name))
+    members = (build_trained(path, device_name, precision=precision) for path in (image, sequence))
+    fusion = LateFusion(*members)
     check_same_rows(fusion.image, fusion.sequence, split)
     return fusion
 

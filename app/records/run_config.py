@@ -9,7 +9,8 @@ from pydantic import Field, field_validator
 from app.section import Section
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-DEVICES = typing.get_args(Device)
+Precision = Literal["fp32", "bf16"]
+DEVICES, PRECISIONS = typing.get_args(Device), typing.get_args(Precision)
 RUN_NAME_BYTES = 240  # of the 255 that file systems allow for a name; the rest is for -2, -3, ...
 
 
@@ -28,8 +29,9 @@ class RunConfig(Section):
         "epoch), validation and the test at the end; null: all",
     )
     device: Device = Field(description="auto: cuda, else mps, else cpu")
-    precision: Literal["fp32", "bf16"] = Field(
-        description="bf16 is autocast, for hardware that has it; a probe warns of a CPU without"
+    precision: Precision = Field(
+        description="bf16 is autocast, for hardware that has it; a probe warns of a CPU without; an LSTM that the "
+        "device cannot run in bf16 runs in fp32"
     )
 
     @field_validator("folder")

@@ -4,50 +4,62 @@ import time
 from statistics import median
 
 import torch
-from torch.nn.functional import conv2d, linear
+from torch import nn
 
 _CLEARLY_SLOWER = 2  # in bf16_slowdown
+_SAMPLES = 8  # of a batch, at most, that bf16_slowdown runs
+_SECONDS = 0.5  # after which bf16_slowdown starts no further trial
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-def slow_precision(device: torch.device, precision: str) -> str | None:
-    """Says by how much bf16 is slower than fp32, where it is clearly so: on a CPU without instructions for it."""
-    if device.type != "cpu" or precision != "bf16":
+def slow_precision(
+    model: nn.Module, batch: dict[str, torch.Tensor] | None, *, device: torch.device, precision: str, training: bool
+) -> str | None:
+    """Says by how much bf16 is slower than fp32, where it is clearly so: on a CPU without instructions for it.
+
+    batch, training: see bf16_slowdown; without a batch nothing is measured.
+    """
+    if device.type != "cpu" or precision != "bf16" or batch is None:
         return None
-    slowdown = bf16_slowdown()
+    slowdown = bf16_slowdown(model, batch, training=training)
     if slowdown < _CLEARLY_SLOWER:
         return None
-    return f"bf16 takes {slowdown:.1f} times as long as fp32 on this CPU, in a short probe of a few layers"
+    return f"bf16 takes {slowdown:.1f} times as long as fp32 on this CPU, in a short probe of this model"
 
 
-def bf16_slowdown() -> float:
-    """Time of a few layers, forward and backward, on the CPU in bf16 over that in fp32: the median of up to 5 trials.
+def bf16_slowdown(model: nn.Module, batch: dict[str, torch.Tensor], *, training: bool) -> float:
+    """Time of the model's forward pass in bf16 over that in fp32, on the CPU: the median of up to 5 trials.
 
-    Takes about 0.5 s at most on a CPU that has nothing else to do, and draws no random number.
+    The model runs in eval mode, so it draws no random number and no norm's statistics move.
+
+    Args:
+        batch: "image", "sequence", "length", "present" as the model reads them; the first 8 samples are run.
+        training: with the backward pass.
     """
-    image = torch.full((8, 32, 16, 16), 0.5).to(memory_format=torch.channels_last).requires_grad_()
-    full = torch.full((32, 32, 3, 3), 0.01).requires_grad_()
-    depthwise = torch.full((32, 1, 3, 3), 0.01).requires_grad_()
-    rows = torch.full((128, 256), 0.5)
-    matrix = torch.full((512, 256), 0.01).requires_grad_()
+    inputs = [batch[name][:_SAMPLES] for name in ("image", "sequence", "length", "present")]
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def seconds(precision: str) -> float:
         start = time.perf_counter()
-        with autocast(torch.device("cpu"), precision):
-            convolved = conv2d(conv2d(image, full, padding=1), depthwise, padding=1, groups=32)
-            total = convolved.float().sum() + linear(rows, matrix).float().sum()
-        torch.autograd.grad(total, [image, full, depthwise, matrix])
+        with torch.set_grad_enabled(training), autocast(torch.device("cpu"), precision):
+            output = model(*inputs)
+            total = sum(logits.float().sum() for logits in (output.logits, *output.unimodal_logits.values()))
+        if training:
+            torch.autograd.grad(total, parameters, allow_unused=True)
         return time.perf_counter() - start
 
+    was_training = model.training
+    model.eval()
     started = time.perf_counter()
     seconds("fp32"), seconds("bf16")  # the first call of a layer prepares its kernel
     ratios: list[float] = []
-    while len(ratios) < 5 and (not ratios or time.perf_counter() - started < 0.3):
+    while len(ratios) < 5 and (not ratios or time.perf_counter() - started < _SECONDS):
         fp32 = seconds("fp32")
         ratios.append(seconds("bf16") / fp32)
+    model.train(was_training)
     return median(ratios)
 
 

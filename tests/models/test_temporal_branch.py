@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from models.temporal_branch import TemporalBranch
+from models import temporal_branch
+from models.temporal_branch import TemporalBranch, autocast_runs_lstm
 
 KINDS = [(1, False), (3, False), (1, True), (2, True)]
 
@@ -76,3 +77,26 @@ def test_tokens_draw_no_random_number(branch, batch):
         torch.manual_seed(3)
         outputs.append((branch(*batch, with_tokens=with_tokens).pooled, torch.rand(3)))
     assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_under_autocast_the_lstm_runs_in_fp32_where_there_is_none_in_bf16(branch, batch, monkeypatch, runs):
+    if runs and not autocast_runs_lstm("cpu", torch.bfloat16):
+        pytest.skip("this CPU has no LSTM in bf16")
+    monkeypatch.setattr(temporal_branch, "autocast_runs_lstm", lambda *args: runs)
+    expected = branch(*batch, with_tokens=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = branch(*batch, with_tokens=True)
+    if not runs:
+        assert torch.equal(found.pooled, expected.pooled) and torch.equal(found.tokens, expected.tokens)
+    else:
+        assert not torch.equal(found.pooled, expected.pooled)
+    found.pooled.float().sum().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in branch.parameters())
+
+
+def test_asking_for_an_lstm_in_bf16_draws_no_random_number():
+    state = torch.get_rng_state()
+    with torch.inference_mode():
+        assert autocast_runs_lstm.__wrapped__("cpu", torch.bfloat16) in (True, False)
+    assert torch.equal(state, torch.get_rng_state())
