@@ -83,7 +83,7 @@ def lstm_in_fp32(branch: TemporalBranch | None, *, device: torch.device, precisi
 
 def _autocast_of_lstm(device: torch.device):
     """The autocast that is on, but off where it cannot run an LSTM."""
-    enabled = torch.is_autocast_enabled(device.type)
+    enabled = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     if not enabled or autocast_runs_lstm(device.type, torch.get_autocast_dtype(device.type)):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
