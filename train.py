@@ -35,6 +35,7 @@ from app.param_groups.groups import parameter_table
 from app.records.checkpoint import load_checkpoint, save_checkpoint
 from app.records.run_folder import checkpoint_to_resume, lock_run_folder, run_folder_of
 from app.records.run_log import RunLog, read_validations
+from app.training.balance import far_below_fusion
 from app.training.group_stats import Starvation
 from app.training.state import raise_if_not_finite
 from data.augmentation.augmented import Augmented
@@ -112,7 +113,7 @@ def train(run: Run) -> None:
 
         # The order is the logic: validate, reduce, log, save the best, restore and validate again, save the last.
         now = {"step": position.step, "epoch": position.epoch}
-        val, samples = run.validate(parts.model), run.metrics.samples_of_branches()
+        val = run.validate(parts.model)
         monitors = {f"val/{name}": value for name, value in val.items()}
         events = rates.after_validation(monitors, epoch=position.epoch, step=position.step)
         events = best_weights.keep(events)
@@ -120,8 +121,11 @@ def train(run: Run) -> None:
         if config.statistics.histograms_every and position.epoch % config.statistics.histograms_every == 0:
             run_log.histograms(now, run.groups)
         print(f"epoch {position.epoch}/{config.run.epochs}  {describe_scores(val, parts.branches)}")
-        for line in run.falling_behind.after_validation(val, run.validate, samples):
-            warn(line)
+        for branch in far_below_fusion(val, parts.model) if position.epoch == 2 else ():
+            print(
+                f"note: {branch} alone is far below the fusion; python -m app.commands.branch_alone "
+                f"{run.folder / 'checkpoints' / 'last.pt'} says whether the fusion's loss starves it"
+            )
         for monitor in rates.not_a_number(monitors):
             warn(f"{monitor} is not a number; no rule counts it")
         run_log.lr_events(now, events)
@@ -153,13 +157,11 @@ def train_one_epoch(run: Run, run_log: RunLog, starvation: Starvation) -> float:
     """Trains on every batch once. Returns the mean training loss."""
     train_step, position, loader, epoch = run.train_step, run.position, run.loaders["train"], run.position.epoch
     train_step.start_epoch(epoch)
-    run.falling_behind.start_epoch(epoch)
     loader.sampler.epoch = epoch
     with progress_bar(loader, f"epoch {epoch + 1}") as batches:
         for batch in batches:
             batch = run.modality_dropout(epoch, batch)
             reading = train_step(batch, position.step)
-            run.falling_behind(batch, position.step)
             position.step += 1
             if reading is not None:
                 run_log.training({"step": position.step, "epoch": epoch + 1}, reading)

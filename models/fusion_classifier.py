@@ -132,16 +132,6 @@ class FusionClassifier(nn.Module):
         present = torch.tensor(there, device=device).expand(batch_size, -1)
         return self.fusion_head(parts, present, unimodal_logits)
 
-    def own_logits(
-        self, branch: str, inputs: dict[str, torch.Tensor], *, before_part: Callable[[str], None]
-    ) -> torch.Tensor:
-        """(B, num_classes): those of one branch's own head, as in Output; no other part runs.
-
-        inputs: those of `forward`, by name.
-        """
-        rows, encoded = self._encode(branch, inputs, before_part)
-        return self._own_logits(branch, encoded, rows, len(inputs["present"]), before_part)
-
     def _own_logits(
         self,
         name: str,

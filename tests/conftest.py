@@ -136,7 +136,6 @@ def checkpoint_content() -> dict:
         "optimizer": {name: dict(optimizer.state[p]) for name, p in lstm.named_parameters()},
         "learning_rates": {"reduction": {"temporal_branch": 1.0}},
         "best_weights": {},
-        "falling_behind": {"suspects": [], "warned": []},
         "train_step": {"batches": 33},
     }
 

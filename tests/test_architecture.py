@@ -70,8 +70,6 @@ def test_one_owner_each(pattern, owner):
     }
     if owner == "app/records/checkpoint.py":
         users -= {"models/pretrained.py"}  # reads weights that are no checkpoint
-    if owner == "app/training/step.py":
-        users -= {"app/training/falling_behind.py"}  # steps a copy, with an optimizer of its own
     assert users == {owner}
 
 

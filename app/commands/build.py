@@ -25,7 +25,6 @@ from app.records.checkpoint import load_checkpoint
 from app.records.environment import changed_environment, environment_digests, versions
 from app.records.run_folder import name_of_run
 from app.training.balance import GradientsConfig, ModalityDropout, ModalityDropoutConfig, check_gates
-from app.training.falling_behind import FallingBehind
 from app.training.gradients import Gradients
 from app.training.group_stats import GroupStatistics
 from app.training.objective import LossConfig, Objective, balanced_weights
@@ -93,7 +92,6 @@ class Run:
     best_weights: BestWeights
     train_step: TrainStep
     modality_dropout: ModalityDropout
-    falling_behind: FallingBehind
     state: State
     resumed_from: Path | None = None
     resumed_val: dict[str, float] = field(default_factory=dict)  # the validation of that checkpoint
@@ -258,7 +256,6 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
     )
     # No sample loses its only input, and a model of one branch reads no other.
     dropout = balance.modality_dropout if len(parts.branches) > 1 else ModalityDropoutConfig()
-    falling_behind = FallingBehind(parts.model, optimizer, balance, objective, **of_step)
     state = State(
         position=Position(best=Improvement(best)),
         model=ModelState(parts.model),
@@ -266,7 +263,6 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
         train_step=train_step,
         learning_rates=learning_rates,
         best_weights=best_weights,
-        falling_behind=falling_behind,
     )
     run = Run(
         config=config,
@@ -281,7 +277,6 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
         best_weights=best_weights,
         train_step=train_step,
         modality_dropout=ModalityDropout(dropout, seed=config.run.seed, num_samples=len(parts.splits["train"])),
-        falling_behind=falling_behind,
         state=state,
     )
     if saved:

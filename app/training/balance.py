@@ -1,13 +1,18 @@
 """What keeps a branch that learns fast from starving the other: the section `balance` of the config."""
 
+from typing import ClassVar
+
 import torch
 from pydantic import Field, model_validator
+from torch import nn
 
 from app.learning_rates.balance import BalanceRule
 from app.param_groups.conditions import earliest
 from app.param_groups.groups import Group
 from app.randomness import Draws
 from app.section import Section
+
+BELOW_FUSION = 0.25  # in validation accuracy
 
 
 class GatesConfig(Section):
@@ -41,6 +46,10 @@ class ModalityDropoutConfig(Section):
 
 
 class BalanceConfig(Section):
+    removed_keys: ClassVar[dict[str, str]] = {
+        "watch": "has gone: a run notes a branch that is far below the fusion; remove it"
+    }
+
     gradients: GradientsConfig = Field(
         GradientsConfig(), description="by branch: how much of the fusion's and of its own head's gradient reaches it"
     )
@@ -50,11 +59,6 @@ class BalanceConfig(Section):
     )
     learning_rates: BalanceRule | None = Field(
         None, discriminator="rule", description="a factor on the lr of a branch that dominates; null: none"
-    )
-    watch: bool = Field(
-        True,
-        description="warns of a branch that falls behind: in the epochs 2, 4, 8, ... a copy of a branch that is far "
-        "below the fusion learns beside it from its own head's loss alone, and ends far above it",
     )
 
 
@@ -79,6 +83,25 @@ class ModalityDropout:
         dropped = torch.cat([uniform < image, uniform >= 1 - sequence], dim=1)
         present = batch["present"]
         return batch | {"present": present & ~(dropped & present.all(1, keepdim=True))}
+
+
+def far_below_fusion(val: dict[str, float], model: nn.Module) -> list[str]:
+    """The branches that the fusion trains beside another one, whose own heads do not train them in full, and whose own
+    validation accuracy is more than BELOW_FUSION below the fused one. They may be starved, or their input may say
+    little: app/commands/branch_alone.py tells.
+
+    val: metrics of a validation. model: with `gates`, `unimodal_heads` and `fusion_head`; a frozen branch is left out.
+    """
+    if len(model.unimodal_heads) < 2 or not model.fusion_head.has_parameters:
+        return []
+    return [
+        branch
+        for branch in model.unimodal_heads
+        if model.gates[branch].fusion > 0
+        and model.gates[branch].own < 1
+        and val["accuracy"] - val[f"{branch}/accuracy"] > BELOW_FUSION
+        and all(parameter.requires_grad for parameter in getattr(model, branch).parameters())
+    ]
 
 
 def check_gates(gradients: GradientsConfig, branches: list[str], groups: list[Group], *, epochs: int) -> None:

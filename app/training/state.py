@@ -13,7 +13,7 @@ from app.param_groups.freezing import group_around
 from app.param_groups.groups import Group
 
 # In the order in which they are loaded.
-STATE = ("position", "model", "optimizer", "train_step", "learning_rates", "best_weights", "falling_behind")
+STATE = ("position", "model", "optimizer", "train_step", "learning_rates", "best_weights")
 
 
 class Part(Protocol):

@@ -3,7 +3,15 @@ import torch
 from pydantic import ValidationError
 
 from app.param_groups.optimizer import build_optimizer
-from app.training.balance import GatesConfig, GradientsConfig, ModalityDropout, ModalityDropoutConfig, check_gates
+from app.training.balance import (
+    GatesConfig,
+    GradientsConfig,
+    ModalityDropout,
+    ModalityDropoutConfig,
+    check_gates,
+    far_below_fusion,
+)
+from models.fusion_classifier import Gates
 
 
 def dropped(indices, present=None, *, epoch=0, seed=0, image=0.3, sequence=0.2, samples=5000):
@@ -56,3 +64,28 @@ def test_a_branch_that_trains_and_that_no_gradient_reaches_is_an_error(small_mod
         check_gates(gradients, branches, groups, epochs=4)
     check_gates(gradients, branches, groups, epochs=3)  # frozen for the whole run
     check_gates(gradients, ["image_branch"], groups, epochs=4)
+
+
+FAR_BELOW = {"accuracy": 0.9, "image_branch/accuracy": 0.8, "temporal_branch/accuracy": 0.64}
+
+
+@pytest.mark.parametrize(
+    ("changes", "gates", "expected"),
+    [
+        ({}, Gates(1.0, 0.0), ["temporal_branch"]),
+        ({}, Gates(0.5, 0.5), ["temporal_branch"]),
+        ({}, Gates(1.0, 1.0), []),  # its own head trains it in full
+        ({}, Gates(0.0, 0.5), []),  # the fusion does not train it
+        ({"temporal_branch/accuracy": 0.66}, Gates(1.0, 0.0), []),
+        ({"image_branch/accuracy": 0.3}, Gates(1.0, 0.0), ["image_branch", "temporal_branch"]),
+        ({"temporal_branch/accuracy": float("nan")}, Gates(1.0, 0.0), []),
+    ],
+)
+def test_a_branch_far_below_the_fusion_is_pointed_out(small_model, changes, gates, expected):
+    small_model.gates = dict.fromkeys(small_model.gates, gates)
+    assert far_below_fusion(FAR_BELOW | changes, small_model) == expected
+
+
+def test_a_frozen_branch_is_not_pointed_out(small_model):
+    small_model.temporal_branch.requires_grad_(False)
+    assert far_below_fusion(FAR_BELOW, small_model) == []

@@ -1,0 +1,106 @@
+"""Is a branch starved, or does its input say little? Trains one epoch from a checkpoint, twice, and compares.
+
+python -m app.commands.branch_alone runs/fusion/checkpoints/last.pt
+
+Looks at the branch whose own head has the lower validation accuracy. Both epochs have the same samples and each group's
+base lr, without warm-up, schedule, reductions and freezing; one with the gates of the run, one in which the branch
+learns from its own head alone, gates (0, 1). Where the latter ends clearly better, the fusion's loss leaves the branch
+too little to learn from. Writes nothing.
+"""
+
+import argparse
+import copy
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from app.commands.build import Run, build_run
+from app.commands.root_config import parse_config
+from app.messages import progress_bar, report_error, survive_lost_output
+from app.records.checkpoint import load_checkpoint
+
+GAIN = 0.05  # in validation accuracy: the least by which a starved branch learns more alone
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args(arguments)
+    try:
+        print(branch_alone(args.checkpoint))
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if args.debug:
+            raise
+        return report_error(error)
+    return 0
+
+
+def branch_alone(checkpoint: Path) -> str:
+    """The verdict, in words. Raises ValueError for a model of one branch, or whose fusion trains no branch."""
+    saved = load_checkpoint(checkpoint)
+    tree, val = saved["config"], saved["val"]
+    branches = [name for name in ("image_branch", "temporal_branch") if f"{name}/accuracy" in val]
+    if len(branches) < 2:
+        raise ValueError(f"{checkpoint} is of a model of one branch, which no other can starve")
+    branch = min(branches, key=lambda name: val[f"{name}/accuracy"])
+    joint, samples = train_an_epoch(_for_one_epoch(tree), checkpoint, branch)
+    alone, _ = train_an_epoch(_for_one_epoch(tree, alone=branch), checkpoint, branch)
+    # Two deviations of the difference of two accuracies, at most.
+    chance = 2 * math.sqrt(0.5 / samples) if samples else math.inf
+    lines = [
+        f"{branch}: validation accuracy of its own head {val[f'{branch}/accuracy']:.4f} (fused {val['accuracy']:.4f})",
+        f"after one epoch more: {joint:.4f} with the gates of the run, {alone:.4f} from its own head's loss alone",
+    ]
+    if alone - joint > max(GAIN, chance):
+        lines.append(
+            "starved: the fusion's loss leaves it too little to learn from; set "
+            f"balance.gradients.{branch}.own=1 (configs/examples/balanced.yaml)"
+        )
+    else:
+        lines.append("not starved: alone it learns no more, so its input says little, or it needs more epochs")
+    return "\n".join(lines)
+
+
+def train_an_epoch(tree: dict[str, Any], checkpoint: Path, branch: str) -> tuple[float, int]:
+    """Trains from a checkpoint with another config. Returns the branch's validation accuracy, and its samples."""
+    run = build_run(*parse_config(tree), checkpoint)
+    _start_from_base_lrs(run)
+    epoch, loader = run.position.epoch, run.loaders["train"]
+    run.learning_rates.start_epoch(epoch=epoch, step=run.position.step)
+    run.train_step.start_epoch(epoch)
+    loader.sampler.epoch = epoch
+    with progress_bar(loader, "epoch") as batches:
+        for batch in batches:
+            run.train_step(run.modality_dropout(epoch, batch), run.position.step)
+            run.position.step += 1
+    run.train_step.end_epoch()
+    val = run.validate(run.parts.model)
+    return val[f"{branch}/accuracy"], run.metrics.samples_of_branches()[branch]
+
+
+def _for_one_epoch(tree: dict[str, Any], alone: str | None = None) -> dict[str, Any]:
+    """A run's config with constant lrs and nothing frozen. alone: the branch that learns from its own head alone."""
+    tree = copy.deepcopy(tree)
+    tree["learning_rates"] = {"warmup_steps": 0, "reductions": []}
+    for group in tree["optimizer"]["groups"].values():
+        for key in ("freeze_until", "freeze_from", "unfreeze_warmup_steps"):
+            group.pop(key, None)
+    tree["balance"] = {**tree.get("balance", {}), "learning_rates": None}
+    if alone:
+        gates = {**tree["balance"].get("gradients", {}), alone: {"fusion": 0.0, "own": 1.0}}
+        tree["balance"]["gradients"] = gates
+    return tree
+
+
+def _start_from_base_lrs(run: Run) -> None:
+    state = run.learning_rates.state_dict()
+    run.learning_rates.load_state_dict(state | {"reduction": dict.fromkeys(state["reduction"], 1.0), "frozen": []})
+
+
+if __name__ == "__main__":
+    survive_lost_output()
+    sys.exit(main())
