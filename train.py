@@ -5,7 +5,6 @@ python train.py --config configs/fusion.yaml optimizer.groups.image_branch.lr=1e
 python train.py --config configs/fusion.yaml --resume auto
 python train.py --config configs/fusion.yaml --dry-run                        the table of groups, no training
 python train.py --config configs/fusion.yaml --dry-run --parameters           each parameter with its group
-python train.py --config configs/fusion.yaml --dry-run --samples out.png      training samples, drawn with augmentation
 python train.py --config configs/fusion.yaml --replay runs/fusion/metrics.jsonl    the lrs those metrics give
 """
 
@@ -18,14 +17,7 @@ from contextlib import ExitStack
 from app.commands.build import Run, build_run
 from app.commands.describe import describe_end, describe_run, describe_scores
 from app.commands.open_run import open_run_folder, open_run_log
-from app.commands.pictures import (
-    draw_augmentation,
-    draw_reliability,
-    draw_validation,
-    embeddings,
-    recordings,
-    save_picture,
-)
+from app.commands.pictures import draw_augmentation, draw_reliability, draw_validation, recordings
 from app.commands.root_config import load_config
 from app.commands.trained import load_model
 from app.evaluation.figures import pixels_of
@@ -48,7 +40,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--resume", metavar="auto|CHECKPOINT", help=resume_help)
     parser.add_argument("--dry-run", action="store_true", help="print the table of groups and end")
     parser.add_argument("--parameters", action="store_true", help="print every parameter with its group, and end")
-    parser.add_argument("--samples", metavar="PNG", help="draw training samples with their augmentation, and end")
     parser.add_argument("--replay", metavar="METRICS", help="print the lrs that recorded validations give, and end")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the config")
@@ -63,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(replay(*settings, validations, epochs=config.run.epochs, balance=balance))
                 return 0
             resume_from = checkpoint_to_resume(args.resume, config.run)
-            only_look = args.dry_run or args.parameters or args.samples is not None
+            only_look = args.dry_run or args.parameters
             if resume_from and run_folder_of(resume_from) and not only_look:
                 # Before the checkpoint is read: a process that still trains there would make it stale.
                 at_end.enter_context(lock_run_folder(run_folder_of(resume_from)))
@@ -72,8 +63,6 @@ def main(arguments: list[str] | None = None) -> int:
             if only_look:
                 if args.parameters:
                     print(parameter_table(run.groups))
-                if args.samples is not None:
-                    save_picture(draw_augmentation(run), args.samples)
                 return 0
             open_run_folder(run, at_end)
             training = True
@@ -118,8 +107,6 @@ def train(run: Run) -> None:
         events = rates.after_validation(monitors, epoch=position.epoch, step=position.step)
         events = best_weights.keep(events)
         run_log.validation(now, val, rates.curves(), draw_validation(run))
-        if config.statistics.histograms_every and position.epoch % config.statistics.histograms_every == 0:
-            run_log.histograms(now, run.groups)
         print(f"epoch {position.epoch}/{config.run.epochs}  {describe_scores(val, parts.branches)}")
         for branch in far_below_fusion(val, parts.model) if position.epoch == 2 else ():
             print(
@@ -146,8 +133,6 @@ def train(run: Run) -> None:
     load_model(parts.model, best, best_path)
     run.validate(parts.model)
     run_log.board.pictures(position.step, {"val/reliability": draw_reliability(run)})
-    if config.statistics.projector:
-        run_log.embeddings(position.step, *embeddings(run))
     test = run.validate(parts.model, "test")
     run_log.end(position.step, test)
     print(describe_end(run, test, best, best_path, time.monotonic() - started))

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
@@ -36,19 +35,3 @@ def test_a_resumed_run_sees_the_samples_of_an_unbroken_one(run):
         events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
         assert [event.step for event in events.Images("train/augmentation")] == [0]
         assert {event.step for event in events.Images("val/predictions")} == {6, 12}
-
-
-def test_samples_are_drawn_into_a_file_and_nothing_else_is_left(run, tmp_path, capsys):
-    picture = tmp_path / "out.png"
-    assert not run("looked", "--dry-run", "--samples", str(picture)).exists()
-    assert Image.open(picture).size[0] > 800 and [path.name for path in tmp_path.iterdir()] == ["out.png"]
-    capsys.readouterr()
-    config = ["--config", str(ROOT / "configs" / "smoke.yaml"), f"run.folder={tmp_path}"]
-    bad = {f"{tmp_path}/out.xyz": "xyz", f"{tmp_path}/no/out.png": "out.png could not be written"}
-    for name, words in (bad | {str(tmp_path): "could not be written", "": "could not be written"}).items():
-        assert train.main([*config, "--samples", name]) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("error: ") and words in line
-    assert train.main([*config, "--samples", str(tmp_path / "plain")]) == 0  # no suffix is added
-    assert Image.open(tmp_path / "plain").format == "PNG" and not tmp_path.with_suffix(".png").exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.png", "plain"]

@@ -993,20 +993,6 @@ def test_the_precision_of_an_evaluation(smoke, tmp_path, monkeypatch, capsys, sl
 
 
 @pytest.mark.slow
-def test_histograms_and_embeddings_are_written_when_asked_for(tmp_path, train_here):
-    train_here(tmp_path, "run.epochs=2", "statistics.histograms_every=2", "statistics.projector=true")
-    assert all(
-        f'tensor_name: "{name}' in (tmp_path / "smoke" / "projector_config.pbtxt").read_text() for name in BRANCHES
-    )
-    (classes,) = (tmp_path / "smoke").glob("*/image_branch/metadata.tsv")
-    assert len(classes.read_text().splitlines()) == 450
-    for group in GROUP_NAMES:
-        events = events_in(tmp_path / "smoke" / "groups" / group)
-        assert set(events.Tags()["histograms"]) == {"weights", "gradients"}
-        assert [event.step for event in events.Histograms("weights")] == [66]
-
-
-@pytest.mark.slow
 def test_a_stopped_run_stays_stopped_and_a_copied_checkpoint_starts_a_run_of_its_own(tmp_path, train_here):
     stop = ["learning_rates.stop={monitor: val/temporal_branch/accuracy, patience: 0}"]
     stop += ["optimizer.groups.temporal_branch.freeze_until=4", "optimizer.groups.unimodal_heads.freeze_until=4"]

@@ -1,6 +1,5 @@
 """Pictures of a run's samples."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,9 @@ from PIL import Image
 from app.commands.build import Run
 from app.evaluation.certainty import describe_certainty
 from app.evaluation.figures import augmentation_figure, pixels_of, reliability_figure
-from app.evaluation.predictions import Predictions, predict
+from app.evaluation.predictions import Predictions
 from app.evaluation.sample_pictures import draw_confusion, draw_samples
 from app.evaluation.scores import worst_mistakes
-from app.messages import writing
 from data.augmentation.augmented import Augmented
 from data.split import PreparedSplit, Split
 from data.transforms import network_image_to_rgb
@@ -44,18 +42,6 @@ def draw_reliability(run: Run) -> torch.Tensor:
     """Of the last validation, (3, H, W) in [0, 1]."""
     bins = describe_certainty(run.predictions)["bins"]
     return pixels_of(reliability_figure({f"epoch {run.position.epoch}": bins}))
-
-
-def embeddings(run: Run) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """What each branch makes of the samples for validation, (N, D), and the classes of these."""
-    values: dict[str, list[torch.Tensor]] = {branch: [] for branch in run.parts.branches}
-    labels: list[int] = []
-    for batch, output in predict(run.parts.model, run.loaders["val"], **run.placement):
-        labels += batch["label"].tolist()
-        for branch, of_batch in output.embeddings.items():
-            values[branch].append(of_batch.float().cpu())
-    classes = [run.parts.class_names[label] for label in labels]
-    return {branch: torch.cat(of_branch) for branch, of_branch in values.items()}, classes
 
 
 def recordings(run: Run) -> list[tuple[np.ndarray, int]]:
@@ -109,9 +95,3 @@ def draw_augmentation(run: Run) -> Figure:
         for batch in (split[epoch, indices[:_SHOWN]] for split in (plain, varied))
     )
     return augmentation_figure(before, after, run.parts.class_names)
-
-
-def save_picture(figure: Figure, path: str) -> None:
-    """In the format of the path's suffix; PNG where it has none. Raises OSError or ValueError."""
-    with writing(path):
-        figure.savefig(path, format=Path(path).suffix[1:] or "png")  # without a format it might name the file otherwise

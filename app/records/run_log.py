@@ -80,13 +80,6 @@ class RunLog:
         """The validation of weights that restore_best has put back. A kind of its own: a replay must not count it."""
         self.metrics.write({**now, "kind": "restored", **metrics})
 
-    def histograms(self, now: dict, groups: list[Group]) -> None:
-        for group in groups:
-            parameters = list(group.parameters.values())
-            grads = [p.grad.flatten() for p in parameters if p.grad is not None]
-            weights = torch.cat([p.detach().flatten() for p in parameters])
-            self.board.histograms(now["step"], group.name, weights, torch.cat(grads) if grads else None)
-
     def lr_events(self, now: dict, events: list[LrEvent]) -> None:
         """Into the file, onto the board and the terminal."""
         if not events:
@@ -99,11 +92,6 @@ class RunLog:
         when = f"epoch {now['epoch']}, step {now['step']}"
         text, table = "\n\n".join(f"{when}: {text}" for text in texts), draw_table(self.changes[-CHANGES_SHOWN:])
         self.board.lr_events(now["step"], records, text, table)
-
-    def embeddings(self, step: int, of_branches: dict[str, torch.Tensor], classes: list[str]) -> None:
-        """of_branches: each (N, D); classes: of the N samples."""
-        for branch, values in of_branches.items():
-            self.board.embeddings(step, branch, values, classes)
 
     def end(self, step: int, test: dict[str, float]) -> None:
         """Of a run that has come to its end."""

@@ -139,13 +139,6 @@ class TensorBoard:
                     for lr in (event["from"], event["to"]):
                         writer.add_scalar(f"{GROUPS}/lr", lr, step)
 
-    def histograms(self, step: int, group: str, weights: torch.Tensor, gradients: torch.Tensor | None) -> None:
-        """All of a group's values, flat."""
-        with writing(self.folder):
-            self.writers[group].add_histogram("weights", weights, step)
-            if gradients is not None:
-                self.writers[group].add_histogram("gradients", gradients, step)
-
     def pictures(self, step: int, pictures: Mapping[str, torch.Tensor]) -> None:
         """By tag, each (3, H, W) in [0, 1]."""
         with writing(self.folder):
@@ -159,11 +152,6 @@ class TensorBoard:
                 samples = samples[: SECONDS_HEARD * rate]
                 peak = max(float(np.abs(samples).max()), 1e-9)
                 self.writer.add_audio(f"val/recording_{i}", samples[None] / peak, 0, sample_rate=rate)
-
-    def embeddings(self, step: int, branch: str, values: torch.Tensor, classes: list[str]) -> None:
-        """values: (N, D); classes: of the N samples."""
-        with writing(self.folder):
-            self.writer.add_embedding(values, metadata=classes, global_step=step, tag=branch)
 
     def end(self) -> None:
         """Of a run that has come to its end."""

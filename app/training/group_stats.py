@@ -4,6 +4,8 @@ Read around one optimizer step without touching it. Everything stays on the devi
 reads all groups back together; steps that log nothing call nothing here.
 """
 
+from typing import ClassVar
+
 import torch
 from pydantic import Field
 
@@ -28,11 +30,12 @@ _SECOND_MOMENT_KEYS = ("exp_avg_sq", "square_avg")
 
 
 class StatisticsConfig(Section):
+    removed_keys: ClassVar[dict[str, str]] = {
+        "histograms_every": "there are no histograms; remove the key (metrics.jsonl has the norms of each group)",
+        "projector": "there is no projector; remove the key",
+    }
+
     every: int = Field(ge=1, description="optimizer steps between two readings of norms, ratios and training loss")
-    histograms_every: int = Field(0, ge=0, description="epochs between histograms of weights and gradients; 0: never")
-    projector: bool = Field(
-        False, description="at the end, the embeddings of the samples for validation for TensorBoard's projector"
-    )
     starving_update_ratio: float = Field(
         1e-6, ge=0, description="warns of a group that moves by less of its norm a step ..."
     )
