@@ -82,13 +82,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def train(run: Run) -> None:
     config, parts, position, rates = run.config, run.parts, run.position, run.learning_rates
-    best_weights, loaders = run.best_weights, run.loaders
+    best_weights = run.best_weights
     starvation, started = Starvation(config.statistics), time.monotonic()
     run_log = open_run_log(run)
-    if not run.resumed_from:
-        run_log.board.recordings(recordings(run))
-        if isinstance(loaders["train"].dataset, Augmented):
-            run_log.board.pictures(0, {"train/augmentation": pixels_of(draw_augmentation(run))})
     if position.epoch >= config.run.epochs:
         print(f"nothing left to train: {position.epoch} epochs are finished, run.epochs is {config.run.epochs}")
     for epoch in range(position.epoch, config.run.epochs):
@@ -153,8 +149,17 @@ def train_one_epoch(run: Run, run_log: RunLog, starvation: Starvation) -> float:
                 batches.set_postfix(reading.shown(), refresh=False)
                 for warning in starvation.look(reading.groups):
                     warn(warning)
+                if position.step == run.config.statistics.every:  # the first reading of the run
+                    show_samples(run, run_log)
     position.epoch += 1
     return train_step.end_epoch()
+
+
+def show_samples(run: Run, run_log: RunLog) -> None:
+    """What is to be seen and heard of the data, in TensorBoard. It takes its time, so training has begun before."""
+    run_log.board.recordings(recordings(run))
+    if isinstance(run.loaders["train"].dataset, Augmented):
+        run_log.board.pictures(run.position.step, {"train/augmentation": pixels_of(draw_augmentation(run))})
 
 
 def save_if_best(run: Run, val: dict[str, float], train_loss: float) -> None:

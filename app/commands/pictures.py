@@ -86,7 +86,7 @@ def draw_mistakes(trained: Any, split: str, predictions: Predictions) -> Image.I
 
 
 def draw_augmentation(run: Run) -> Figure:
-    """The first training samples of the first epoch, before and after their augmentation."""
+    """The first training samples of the epoch, before and after their augmentation."""
     varied, weights = run.loaders["train"].dataset, run.parts.image_weights
     plain = varied.split if isinstance(varied, Augmented) else varied
     epoch, indices = next(iter(run.loaders["train"].sampler))
