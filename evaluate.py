@@ -27,7 +27,7 @@ from app.commands.compare import compare_checkpoints
 from app.commands.pictures import draw_mistakes
 from app.commands.trained import LateFusion, Trained, build_late_fusion, build_trained
 from app.evaluation.certainty import TEMPERATURES, describe_certainty, fit_temperature
-from app.evaluation.predictions import Predictions, gather, row_names, with_cells
+from app.evaluation.predictions import Predictions, with_cells
 from app.evaluation.report import (
     describe_report,
     scores_of,
@@ -103,7 +103,7 @@ def evaluate(trained: Trained | LateFusion, args: argparse.Namespace) -> int:
         warn(line)
     for line in trained.notes():
         print(f"note: {line}")
-    predictions = gather(trained.predict(of_rows), trained.class_names, trained.branches)
+    predictions = trained.predict(of_rows)
     for line in untrained_absences(predictions, trained.stand_ins):
         warn(line)
     report = {"split": str(manifest or args.split), **make_report(trained, predictions, of_rows, cells, args)}
@@ -114,7 +114,7 @@ def evaluate(trained: Trained | LateFusion, args: argparse.Namespace) -> int:
     rows, not_rows = predictions.rows(), []
     if manifest:
         source = trained.parts.source
-        rows = source.complete(rows, row_names(trained.branches, trained.class_names))
+        rows = source.complete(rows, predictions.columns())
         cells, not_rows = source.cells(), source.not_rows
     files = write_predictions(folder, with_cells(rows, cells))
     if "samples" in report:
@@ -148,7 +148,7 @@ def make_report(
             if getattr(args, option):
                 warn(f"--{option}: no row has a label, so there is no accuracy to tell")
         return {}
-    report = scores_of(trained.new_metrics(), known)
+    report = scores_of(known, trained.objective)
     for mistake in report["worst_mistakes"]:
         if of_row := cells[mistake["index"]]:
             mistake["cells"] = of_row
@@ -181,7 +181,7 @@ def calibration_of(trained: Trained | LateFusion, rows: str, known: Predictions)
     for line in trained.parts.other_rows(trained.saved, "val") if rows != "val" else ():
         warn(f"{line}; the temperature is fitted on the latter")
     # Raw, so that a stored temperature is found again to the last digit.
-    validation = gather(trained.predict("val", raw=True), trained.class_names, trained.branches).labelled()
+    validation = trained.predict("val", raw=True).labelled()
     temperature = fit_temperature(validation)
     found["temperature"] = {**temperature._asdict(), "fitted_on": "val"}
     return found | {"with_temperature": describe_certainty(known, temperature.value / trained.temperature)}

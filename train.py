@@ -98,11 +98,11 @@ def train(run: Run) -> None:
 
         # The order is the logic: validate, reduce, log, save the best, restore and validate again, save the last.
         now = {"step": position.step, "epoch": position.epoch}
-        val = run.validate(parts.model)
+        val, predictions = run.validate(parts.model)
         monitors = {f"val/{name}": value for name, value in val.items()}
         events = rates.after_validation(monitors, epoch=position.epoch, step=position.step)
         events = best_weights.keep(events)
-        run_log.validation(now, val, rates.curves(), draw_validation(run))
+        run_log.validation(now, val, rates.curves(), draw_validation(run, predictions))
         print(f"epoch {position.epoch}/{config.run.epochs}  {describe_scores(val, parts.branches)}")
         for branch in far_below_fusion(val, parts.model) if position.epoch == 2 else ():
             print(
@@ -115,7 +115,7 @@ def train(run: Run) -> None:
         save_if_best(run, val, train_loss)
         if best_weights.restore():
             # What is saved as last is described by its own validation, which no reduction counts.
-            val = run.validate(parts.model)
+            val, _ = run.validate(parts.model)
             run_log.restored(now, val)
             print(f"  with the weights that came back: {describe_scores(val, parts.branches)}")
             save_if_best(run, val, train_loss)
@@ -127,9 +127,9 @@ def train(run: Run) -> None:
     best_path = next(path for path in paths if path and path.exists())
     best = load_checkpoint(best_path)
     load_model(parts.model, best, best_path)
-    run.validate(parts.model)
-    run_log.board.pictures(position.step, {"val/reliability": draw_reliability(run)})
-    test = run.validate(parts.model, "test")
+    _, predictions = run.validate(parts.model)
+    run_log.board.pictures(position.step, {"val/reliability": draw_reliability(run, predictions)})
+    test, _ = run.validate(parts.model, "test")
     run_log.end(position.step, test)
     print(describe_end(run, test, best, best_path, time.monotonic() - started))
 

@@ -188,6 +188,6 @@ def test_a_folder_of_series_in_csv_files(data, tmp_path):
 
 def test_the_check_starts_without_what_only_a_training_needs():
     """They cost it 100 MB and a second."""
-    names = "{'sklearn', 'scipy', 'torchmetrics', 'matplotlib', 'tensorboard'}"
+    names = "{'sklearn', 'scipy', 'matplotlib', 'tensorboard'}"
     found = call("-c", f"import sys, app.commands.manifest; print({names} & set(sys.modules))")
     assert found.stdout == "set()\n"

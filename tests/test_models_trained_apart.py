@@ -13,7 +13,7 @@ import torch
 import evaluate
 import train
 from app.commands.trained import LateFusion, build_late_fusion, build_trained
-from app.evaluation.predictions import gather
+from app.evaluation.scores import metrics_of
 from app.records.checkpoint import load_checkpoint, save_checkpoint
 from tests.conftest import ROOT
 from tests.example_data import main as make_example_data
@@ -197,10 +197,8 @@ def test_two_trained_models_are_joined_in_this_process_on_other_data(digits):
     fusion = LateFusion(image, sequence)
 
     def evaluated():
-        predictions = gather(fusion.predict("test"), fusion.class_names, fusion.branches)
-        metrics = fusion.new_metrics()
-        metrics.update(predictions, {"label": predictions.label, "present": predictions.present})
-        return metrics.compute(), predictions.logits
+        predictions = fusion.predict("test")
+        return metrics_of(predictions, fusion.objective), predictions.logits
 
     clean, before = evaluated()
     noisier = copy.copy(image.parts.splits["test"])

@@ -78,8 +78,8 @@ def train_an_epoch(tree: dict[str, Any], checkpoint: Path, branch: str) -> tuple
             run.train_step(run.modality_dropout(epoch, batch), run.position.step)
             run.position.step += 1
     run.train_step.end_epoch()
-    val = run.validate(run.parts.model)
-    return val[f"{branch}/accuracy"], run.metrics.samples_of_branches()[branch]
+    val, predictions = run.validate(run.parts.model)
+    return val[f"{branch}/accuracy"], int(predictions.has(branch).sum())
 
 
 def _for_one_epoch(tree: dict[str, Any], alone: str | None = None) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from torch import nn
 
 from app.commands.root_config import Config, read_part, rename_run
 from app.config import differences
-from app.evaluation.metrics import ClassificationMetrics, check_monitor, metric_names
-from app.evaluation.predictions import Predictions, validate
+from app.evaluation.metrics import check_monitor, metric_names
+from app.evaluation.predictions import Predictions, predict
+from app.evaluation.scores import metrics_of
 from app.learning_rates.best_weights import BestWeights
 from app.learning_rates.exhaustion import never_exhausted
 from app.learning_rates.learning_rates import LearningRates
@@ -72,9 +73,6 @@ class ModelAndData:
                 return split[0, torch.arange(min(config.batch_size, len(split)))]
         return None
 
-    def new_metrics(self, objective: Objective) -> ClassificationMetrics:
-        return ClassificationMetrics(self.class_names, self.branches, objective)
-
 
 @dataclass
 class Run:
@@ -86,7 +84,7 @@ class Run:
     device: torch.device
     parts: ModelAndData
     loaders: dict[str, Batches]  # "train", "val", "test"
-    metrics: ClassificationMetrics
+    objective: Objective
     groups: list[Group]
     learning_rates: LearningRates
     best_weights: BestWeights
@@ -97,7 +95,6 @@ class Run:
     resumed_val: dict[str, float] = field(default_factory=dict)  # the validation of that checkpoint
     notes: list[str] = field(default_factory=list)  # what a resume changed, starts afresh, leads to
     folder: Path | None = None
-    predictions: Predictions | None = None  # of the last validation
 
     @property
     def position(self) -> Position:
@@ -121,10 +118,10 @@ class Run:
             **self.state.state_dict(),
         }
 
-    def validate(self, model: nn.Module, split: str = "val") -> dict[str, float]:
-        """The metrics of a whole split; `predictions` are what they are of."""
-        metrics, self.predictions = validate(model, self.loaders[split], self.metrics, **self.placement)
-        return metrics
+    def validate(self, model: nn.Module, split: str = "val") -> tuple[dict[str, float], Predictions]:
+        """The metrics of a whole split, and what they are of."""
+        predictions = predict(model, self.loaders[split], self.parts.class_names, **self.placement)
+        return metrics_of(predictions, self.objective), predictions
 
     @property
     def placement(self) -> dict[str, Any]:
@@ -271,7 +268,7 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
         device=device,
         parts=parts,
         loaders=loaders,
-        metrics=parts.new_metrics(objective),
+        objective=objective,
         groups=groups,
         learning_rates=learning_rates,
         best_weights=best_weights,

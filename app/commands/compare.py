@@ -12,7 +12,7 @@ import torch
 
 from app.commands.trained import NOT_OF_THE_ROWS, Trained, build_trained
 from app.evaluation.compare import compare, describe_comparison
-from app.evaluation.predictions import INPUTS, Predictions, gather, with_cells
+from app.evaluation.predictions import INPUTS, Predictions, with_cells
 from app.evaluation.report import untrained_absences
 from app.messages import warn, writing
 from app.records.run_log import to_json
@@ -56,7 +56,7 @@ def compare_checkpoints(
             warn(line)
     tables = {}
     for name, model in models.items():
-        predictions = gather(model.predict(rows), model.class_names, model.branches)
+        predictions = model.predict(rows)
         for line in (*model.warnings(rows), *untrained_absences(predictions, model.stand_ins)):
             warn(f"{name}, {model.path}: {line}")
         for line in model.notes():

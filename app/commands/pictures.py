@@ -12,7 +12,7 @@ from app.evaluation.certainty import describe_certainty
 from app.evaluation.figures import augmentation_figure, pixels_of, reliability_figure
 from app.evaluation.predictions import Predictions
 from app.evaluation.sample_pictures import draw_confusion, draw_samples
-from app.evaluation.scores import worst_mistakes
+from app.evaluation.scores import confusion_counts, worst_mistakes
 from data.augmentation.augmented import Augmented
 from data.split import PreparedSplit, Split
 from data.transforms import network_image_to_rgb
@@ -22,10 +22,10 @@ _SHOWN = 8  # training samples
 _PREDICTIONS = 4  # samples for validation
 
 
-def draw_validation(run: Run) -> dict[str, torch.Tensor]:
-    """Of the last validation, each (3, H, W) in [0, 1]: a few samples, the worst mistakes where there are any, and the
+def draw_validation(run: Run, found: Predictions) -> dict[str, torch.Tensor]:
+    """Of a validation, each (3, H, W) in [0, 1]: a few samples, the worst mistakes where there are any, and the
     confusion matrix."""
-    found, counts = run.predictions, run.metrics.confusion_matrix()
+    counts = torch.from_numpy(confusion_counts(found))
     shown = {"predictions": found.take(_a_few(len(found)))}
     shown["worst_mistakes"] = found.take(worst_mistakes(found, _PREDICTIONS))
     split, weights = run.parts.splits["val"], run.parts.image_weights
@@ -38,9 +38,9 @@ def draw_validation(run: Run) -> dict[str, torch.Tensor]:
     return {name: to_tensor(picture) for name, picture in pictures.items()}
 
 
-def draw_reliability(run: Run) -> torch.Tensor:
-    """Of the last validation, (3, H, W) in [0, 1]."""
-    bins = describe_certainty(run.predictions)["bins"]
+def draw_reliability(run: Run, found: Predictions) -> torch.Tensor:
+    """Of a validation, (3, H, W) in [0, 1]."""
+    bins = describe_certainty(found)["bins"]
     return pixels_of(reliability_figure({f"epoch {run.position.epoch}": bins}))
 
 

@@ -1,7 +1,7 @@
 """A checkpoint -> a model that can predict, and the data to predict; and two such models as one."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -14,10 +14,9 @@ from app.commands.build import ModelAndData, build_loader, build_model_and_data,
 from app.commands.open_run import SKIPPED
 from app.commands.pictures import samples_to_draw
 from app.commands.root_config import not_default, read_part
-from app.evaluation.late_fusion import predict_jointly
-from app.evaluation.metrics import ClassificationMetrics
+from app.evaluation.late_fusion import join_predictions
 from app.evaluation.modality_use import answers, describe_use
-from app.evaluation.predictions import INPUTS, Predictions, gather, predict
+from app.evaluation.predictions import INPUTS, Predictions, predict
 from app.evaluation.scores import share
 from app.randomness import make_deterministic
 from app.records.checkpoint import load_checkpoint, save_checkpoint
@@ -78,10 +77,6 @@ class Trained:
         shares = shares if weights is None else shares * weights.double()
         return shares / shares.sum()
 
-    def new_metrics(self) -> ClassificationMetrics:
-        """On the CPU."""
-        return self.parts.new_metrics(self.objective)
-
     @property
     def evaluations(self) -> Path:
         """The folder of all evaluations of it."""
@@ -99,14 +94,13 @@ class Trained:
         """That the logits of the fusion are divided by, where one is stored with the checkpoint; else 1."""
         return self.saved.get("temperature", 1.0)
 
-    def predict(self, split: str, batch_size: int | None = None, *, raw: bool = False) -> Iterator[tuple]:
-        """See app.evaluation.predictions.predict. batch_size: None: that of the training; raw: as if no temperature
-        were stored."""
-        return self._predict(self._batches(self.dataset(split), batch_size), 1.0 if raw else self.temperature)
+    def predict(self, split: str, *, raw: bool = False) -> Predictions:
+        """raw: as if no temperature were stored."""
+        return self._predict(self.dataset(split), 1.0 if raw else self.temperature)
 
-    def _predict(self, batches: Batches, temperature: float) -> Iterator[tuple]:
-        for batch, output in predict(self.parts.model, batches, **self.placement):
-            yield batch, output._replace(logits=output.logits.float() / temperature)
+    def _predict(self, dataset: Split, temperature: float) -> Predictions:
+        found = predict(self.parts.model, self._batches(dataset), self.class_names, **self.placement)
+        return found.scaled(temperature)
 
     def notes(self) -> list[str]:
         """What decides over the predictions and is not in the config, a line each."""
@@ -146,8 +140,7 @@ class Trained:
             curve = found.setdefault(INPUTS[branch], [])
             for deviation in NOISE[INPUTS[branch]]:
                 dataset = Noisy(self.dataset(split), **{INPUTS[branch]: deviation})
-                batches = self._predict(self._batches(dataset), self.temperature)
-                predictions = gather(batches, self.class_names, self.branches).labelled()
+                predictions = self._predict(dataset, self.temperature).labelled()
                 right = predictions.correct[predictions.has(branch)]
                 accuracy = share(int(right.sum()), len(right))
                 curve.append({"noise": deviation, "samples": len(right), "accuracy": accuracy["value"]})
@@ -217,8 +210,9 @@ class LateFusion:
     def class_names(self) -> list[str]:
         return self.image.class_names
 
-    def new_metrics(self) -> ClassificationMetrics:
-        return ClassificationMetrics(self.class_names, self.branches, self.image.objective)
+    @property
+    def objective(self) -> Objective:
+        return self.image.objective
 
     @property
     def evaluations(self) -> Path:
@@ -242,12 +236,9 @@ class LateFusion:
         of_sequences = self.sequence.samples(split, predictions)
         return of_sequences | {"image": self.image.samples(split, predictions)["image"]}
 
-    def predict(self, split: str) -> Iterator[tuple]:
-        """See app.evaluation.late_fusion.predict_jointly. Each model gets its own dataset's batches, as large as those
-        of the image model."""
-        of_images = self.image.predict(split)
-        of_sequences = self.sequence.predict(split, self.image.data_config.batch_size)
-        return predict_jointly(of_images, of_sequences, self.image.prior)
+    def predict(self, split: str) -> Predictions:
+        of_images, of_sequences = (model.predict(split) for model in (self.image, self.sequence))
+        return join_predictions(of_images, of_sequences, self.image.prior)
 
     def warnings(self, split: str) -> list[str]:
         lines = [f"{member.path}: {line}" for member in (self.image, self.sequence) for line in member.warnings(split)]

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from scipy.optimize import brentq
 from torch.nn.functional import cross_entropy, one_hot
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from app.evaluation.predictions import Predictions
 
@@ -52,14 +51,12 @@ def describe_certainty(predictions: Predictions, temperature: float = 1.0) -> di
     """
     logits, label = _usable(predictions)
     probabilities = (logits / temperature).softmax(1)
-    truth = one_hot(label, probabilities.shape[1])
+    truth, bins = one_hot(label, probabilities.shape[1]), _bins(probabilities, label)
     return {
-        "ece": multiclass_calibration_error(
-            probabilities.float(), label, num_classes=probabilities.shape[1], n_bins=BINS, norm="l1"
-        ).item(),
+        "ece": sum(of["samples"] * abs(of["accuracy"] - of["probability"]) for of in bins) / len(label),
         "brier": (probabilities - truth).square().sum(1).mean().item(),
         "nll": cross_entropy(logits / temperature, label).item(),
-        "bins": _bins(probabilities, label),
+        "bins": bins,
     }
 
 

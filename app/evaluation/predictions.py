@@ -1,12 +1,11 @@
-"""A pass over a split: the model's output for each batch, and all of it as one table."""
+"""A pass over a split: what the model says of its samples, as one table."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import nn
 
-from app.evaluation.metrics import ClassificationMetrics
 from app.messages import name_beside
 from app.training.objective import BRANCHES
 from app.training.precision import autocast
@@ -16,14 +15,28 @@ INPUTS = {"image_branch": "image", "temporal_branch": "sequence"}  # what each b
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, loader: Iterable[dict[str, torch.Tensor]], *, device: torch.device, precision: str
-) -> Iterator[tuple[dict[str, torch.Tensor], tuple]]:
-    """Yields each batch of `loader` with the output of the model in eval mode."""
+    model: nn.Module,
+    loader: Iterable[dict[str, torch.Tensor]],
+    class_names: list[str],
+    *,
+    device: torch.device,
+    precision: str,
+) -> "Predictions":
+    """What the model says, in eval mode, of all samples of `loader`, in their order; of several windows the mean."""
     model.eval()
+    nothing, branches = torch.zeros(0, len(class_names)), list(model.unimodal_heads)
+    table = {name: [torch.zeros(0, dtype=torch.int64)] for name in ("index", "label")}
+    table |= {"present": [torch.zeros(0, 2, dtype=torch.bool)]} | {name: [nothing] for name in ("logits", *branches)}
     for batch in loader:
         with autocast(device, precision):
             output = _mean_over_windows(model, batch) if "windows" in batch else _run(model, batch)
-        yield batch, output  # outside autocast, which would cast the caller's operations too
+        for name in ("index", "label", "present"):
+            table[name].append(batch[name].cpu())
+        for name, logits in {"logits": output.logits, **output.unimodal_logits}.items():
+            table[name].append(logits.float().cpu())
+    columns = {name: torch.cat(parts) for name, parts in table.items()}
+    unimodal_logits = {branch: columns.pop(branch) for branch in branches}
+    return Predictions(class_names=class_names, unimodal_logits=unimodal_logits, **columns)
 
 
 def _run(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple:
@@ -31,7 +44,7 @@ def _run(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple:
 
 
 def _mean_over_windows(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple:
-    """The mean output over the windows of each sample, of which there are `windows` (B,): `sequence` (W, T, F) and
+    """The mean logits over the windows of each sample, of which there are `windows` (B,): `sequence` (W, T, F) and
     `length` (W,) have those of one sample after those of another. As many windows at a time as there are samples."""
     counts, device = batch["windows"].cpu(), batch["sequence"].device
     sample_of = torch.repeat_interleave(torch.arange(len(counts)), counts)  # (W,)
@@ -44,35 +57,12 @@ def _mean_over_windows(model: nn.Module, batch: dict[str, torch.Tensor]) -> tupl
     sample_of, counts = sample_of.to(device), counts.to(device)
 
     def mean(values: list[torch.Tensor]) -> torch.Tensor:
-        of_windows = torch.cat(values).float()  # (W, D)
+        of_windows = torch.cat(values).float()  # (W, C)
         sums = of_windows.new_zeros(len(counts), of_windows.shape[1]).index_add(0, sample_of, of_windows)
         return sums / counts[:, None]
 
-    dicts = {field: getattr(outputs[0], field).keys() for field in ("embeddings", "unimodal_logits")}
-    means = {field: {k: mean([getattr(o, field)[k] for o in outputs]) for k in keys} for field, keys in dicts.items()}
-    return outputs[0]._replace(logits=mean([output.logits for output in outputs]), **means)
-
-
-def validate(
-    model: nn.Module,
-    loader: Iterable[dict[str, torch.Tensor]],
-    metrics: ClassificationMetrics,
-    *,
-    device: torch.device,
-    precision: str,
-) -> tuple[dict[str, float], "Predictions"]:
-    """The metrics of the whole split, and what they are of."""
-    metrics.to(device)
-    for metric in metrics.metrics.values():
-        metric.reset()
-
-    def counted() -> Iterator[tuple]:
-        for batch, output in predict(model, loader, device=device, precision=precision):
-            metrics.update(output, batch)
-            yield batch, output
-
-    predictions = gather(counted(), metrics.class_names, metrics.branches)
-    return metrics.compute(), predictions
+    own = {branch: mean([output.unimodal_logits[branch] for output in outputs]) for branch in model.unimodal_heads}
+    return outputs[0]._replace(logits=mean([output.logits for output in outputs]), unimodal_logits=own)
 
 
 @dataclass(frozen=True)
@@ -128,8 +118,8 @@ class Predictions:
         there = {branch: self.has(branch).tolist() for branch in self.unimodal_logits}
         return [_in_words(dict(zip(there, row, strict=True))) for row in zip(*there.values(), strict=True)]
 
-    def rows(self) -> list[dict]:
-        """One row per sample: truth ("" where none is known), prediction, its probability, which inputs it has (of
+    def columns(self) -> dict[str, list]:
+        """Of each sample: truth ("" where none is known), prediction, its probability, which inputs it has (of
         those that the model reads), what each branch alone would have predicted ("" without its input), and the
         probability of each class, as p(class)."""
         names, probabilities = self.class_names, self.probabilities
@@ -146,32 +136,12 @@ class Predictions:
             columns[branch] = [names[i] if has else "" for i, has in own]
         for name, of_class in zip(names, probabilities.T.tolist(), strict=True):
             columns[f"p({name})"] = [f"{p:.6f}" for p in of_class]
+        return columns
+
+    def rows(self) -> list[dict]:
+        """One per sample, by column."""
+        columns = self.columns()
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
-def gather(batches: Iterable[tuple], class_names: list[str], branches: Iterable[str]) -> Predictions:
-    """batches: as `predict` yields them."""
-    parts: dict[str, list[torch.Tensor]] = {name: [] for name in ("index", "label", "present", "logits", *branches)}
-    for batch, output in batches:
-        found = {name: batch[name] for name in ("index", "label", "present")} | {"logits": output.logits.float()}
-        found |= {branch: logits.float() for branch, logits in output.unimodal_logits.items()}
-        for name, values in parts.items():
-            values.append(found[name].cpu())
-    empty = {"present": torch.zeros(0, 2, dtype=torch.bool)}
-    empty |= dict.fromkeys(("index", "label"), torch.zeros(0, dtype=torch.int64))
-    nothing = torch.zeros(0, len(class_names))
-    table = {name: torch.cat(values) if values else empty.get(name, nothing) for name, values in parts.items()}
-    unimodal_logits = {branch: table.pop(branch) for branch in branches}
-    return Predictions(class_names=class_names, unimodal_logits=unimodal_logits, **table)
-
-
-def row_names(branches: Iterable[str], class_names: Iterable[str]) -> list[str]:
-    """The columns of Predictions.rows."""
-    return [
-        *("index", "label", "prediction", "probability", "present"),
-        *branches,
-        *(f"p({name})" for name in class_names),
-    ]
 
 
 def with_cells(rows: list[dict], cells: list[dict[str, str]]) -> list[dict]:

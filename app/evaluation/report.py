@@ -13,14 +13,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from app.evaluation.figures import confusion_figure, reliability_figure, robustness_figure
-from app.evaluation.metrics import RECALL, ClassificationMetrics
+from app.evaluation.metrics import RECALL
 from app.evaluation.page import make_page
 from app.evaluation.predictions import INPUTS, Predictions
 from app.evaluation.scores import (
     accuracy_by,
     confused_pairs,
+    confusion_counts,
     describe_mistakes,
     means_of_classes,
+    metrics_of,
     own_accuracy,
     scores_of_classes,
     share,
@@ -28,21 +30,17 @@ from app.evaluation.scores import (
 )
 from app.messages import format_table, visible, writing
 from app.records.run_log import to_json
+from app.training.objective import Objective
 
 FIGURES = ("confusion_matrix", "reliability", "worst_mistakes", "robustness")
 REPORT = ("report.json", "report.html", *(f"{name}.png" for name in FIGURES))
 TABLE = 12  # classes up to which the confusion matrix is printed
 
 
-def scores_of(metrics: ClassificationMetrics, predictions: Predictions) -> dict[str, Any]:
-    """The figures of a split, as plain values.
-
-    Args:
-        metrics: without any sample yet, on the CPU.
-        predictions: all labelled.
-    """
-    metrics.update(predictions, {"label": predictions.label, "present": predictions.present})
-    values, class_names, means = metrics.compute(), predictions.class_names, means_of_classes(predictions)
+def scores_of(predictions: Predictions, objective: Objective) -> dict[str, Any]:
+    """The figures of a split, as plain values. predictions: all labelled."""
+    values, class_names = metrics_of(predictions, objective), predictions.class_names
+    means = means_of_classes(predictions)
     accuracy = share(int(predictions.correct.sum()), len(predictions))
     return {
         "samples": len(predictions),
@@ -67,7 +65,7 @@ def scores_of(metrics: ClassificationMetrics, predictions: Predictions) -> dict[
             for branch in predictions.unimodal_logits
         },
         "class_names": class_names,
-        "confusion_matrix": metrics.confusion_matrix().tolist(),  # rows: true class, columns: predicted
+        "confusion_matrix": confusion_counts(predictions).tolist(),  # rows: true class, columns: predicted
         "confused_pairs": confused_pairs(predictions),
         "worst_mistakes": describe_mistakes(predictions, worst_mistakes(predictions)),
     }

@@ -13,15 +13,38 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 from scipy.stats import binomtest
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support, recall_score
 
+from app.evaluation.metrics import RECALL, metric_names
 from app.evaluation.predictions import Predictions
 from app.messages import nearest
+from app.training.objective import IGNORED, Objective
 
 RESAMPLES = 1000
 PAIRS, MISTAKES = 10, 12  # how many are named
 MOST_VALUES = 50  # of a column by which samples are told apart
 NAN = float("nan")
+
+
+def metrics_of(predictions: Predictions, objective: Objective) -> dict[str, float]:
+    """Those of metric_names, of labelled samples. Of the fusion: loss (the objective), accuracy, macro F1, recall of
+    each class (NaN for one without samples), and balanced accuracy (the mean of these). Of each branch's own head: loss
+    and accuracy over the samples that have its input, NaN where none has."""
+    label, prediction, names = predictions.label, predictions.prediction, predictions.class_names
+    classes = {"labels": range(len(names)), "average": None, "zero_division": NAN}
+    recall = recall_score(label.numpy(), prediction.numpy(), **classes)
+    values = {
+        "loss": objective(predictions.logits, label).item(),
+        "accuracy": predictions.correct.double().mean().item(),
+        "macro_f1": float(f1_score(label.numpy(), prediction.numpy(), average="macro")),
+        "balanced_accuracy": float(np.nanmean(recall)),
+        **{f"{RECALL}{name}": value for name, value in zip(names, recall.tolist(), strict=True)},
+    }
+    for branch, logits in predictions.unimodal_logits.items():
+        own = label.masked_fill(~predictions.has(branch), IGNORED)
+        values[f"{branch}/loss"] = objective(logits, own).item()
+        values[f"{branch}/accuracy"] = own_accuracy(predictions, branch)["value"]
+    return {name: values[name] for name in metric_names(names, list(predictions.unimodal_logits))}
 
 
 def share(count: int, total: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from app.section import Section
 
-# Stands for "no label" in cross_entropy and in torchmetrics: samples without that branch's input.
+# Stands for "no label" in cross_entropy: samples without that branch's input.
 IGNORED = -100
 BRANCHES = ("image_branch", "temporal_branch")  # in the order of `present`
 
@@ -30,7 +30,7 @@ class Objective:
     """torch's cross_entropy with these settings, for the fusion and for each branch's own head.
 
     Args:
-        class_weights: (C,) float32, on the device of the model; None: all 1.
+        class_weights: (C,) float32; None: all 1.
     """
 
     class_weights: torch.Tensor | None = None
@@ -38,15 +38,9 @@ class Objective:
 
     def __call__(self, logits: torch.Tensor, label: torch.Tensor, *, reduction: str = "mean") -> torch.Tensor:
         """Scalar, or (B,) for the reduction "none". logits: (B, C); label: (B,), IGNORED where there is none."""
-        settings = {"weight": self.class_weights, "label_smoothing": self.label_smoothing}
-        return cross_entropy(logits.float(), label, ignore_index=IGNORED, reduction=reduction, **settings)
-
-    def of_samples(self, logits: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(loss, weight) of each sample whose label is not IGNORED: by them the mean over any number of batches is
-        that of one call with all their samples."""
-        logits, label = logits[label != IGNORED], label[label != IGNORED]
-        weight = self._weight(label)
-        return self(logits, label, reduction="none") / weight, weight
+        weights = None if self.class_weights is None else self.class_weights.to(logits.device)
+        settings = {"weight": weights, "label_smoothing": self.label_smoothing, "reduction": reduction}
+        return cross_entropy(logits.float(), label, ignore_index=IGNORED, **settings)
 
     def of_mixed(
         self, logits: torch.Tensor, label: torch.Tensor, partner_label: torch.Tensor, share: torch.Tensor

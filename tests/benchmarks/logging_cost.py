@@ -49,8 +49,8 @@ def main(rounds: int) -> None:
             start = time.process_time()
             with open(os.devnull, "w") as quiet, contextlib.redirect_stderr(quiet):
                 train.train_one_epoch(run, run_log, starvation)
-            val = run.validate(run.parts.model)
-            write({"step": 66, "epoch": 1}, val, run.learning_rates.curves(), draw(run))
+            val, predictions = run.validate(run.parts.model)
+            write({"step": 66, "epoch": 1}, val, run.learning_rates.curves(), draw(run, predictions))
             total = time.process_time() - start
             shares.append({name: seconds / total for name, seconds in spent.items()})
         run_log.close()

@@ -59,8 +59,8 @@ def main(rounds: int) -> None:
                 train.train_one_epoch(run, run_log, starvation)
 
         def end_of_epoch():
-            val = run.validate(model)
-            pictures = draw_validation(run)
+            val, predictions = run.validate(model)
+            pictures = draw_validation(run, predictions)
             run_log.validation({"step": 0, "epoch": 1}, val, run.learning_rates.curves(), pictures)
             save_checkpoint(Path(folder) / "last.pt", run.checkpoint(val))
 

@@ -106,6 +106,7 @@ def test_of(*checkpoints: Path | str) -> dict[str, float]:
     """Test accuracy under each of `conditions`, and of each branch alone, by column: of one checkpoint, or of the late
     fusion of two models that were trained apart."""
     from app.commands.trained import LateFusion, build_trained
+    from app.evaluation.scores import own_accuracy
 
     members = [build_trained(Path(checkpoint), "cpu") for checkpoint in checkpoints]
     model = LateFusion(*members) if len(members) == 2 else members[0]
@@ -115,14 +116,10 @@ def test_of(*checkpoints: Path | str) -> dict[str, float]:
             continue
         for member in members:
             member.parts.splits["test"] = changed_test_split(member, **change)
-        right, rows = dict.fromkeys(("fused", *model.branches), 0), 0
-        for batch, output in model.predict("test"):
-            rows += len(batch["label"])
-            for name, logits in {"fused": output.logits, **output.unimodal_logits}.items():
-                right[name] += int((logits.argmax(1) == batch["label"]).sum())
-        found[column] = right["fused"] / rows
+        predictions = model.predict("test")
+        found[column] = predictions.correct.double().mean().item()
         if column == "fused":
-            found |= {f"{branch} alone": right[branch] / rows for branch in model.branches}
+            found |= {f"{b} alone": own_accuracy(predictions, b)["value"] for b in model.branches}
     return found
 
 

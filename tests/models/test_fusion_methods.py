@@ -11,14 +11,14 @@ from torch.nn.functional import cross_entropy, relu
 
 import evaluate
 import train
-from app.evaluation.predictions import gather
+from app.evaluation.predictions import Predictions
 from app.evaluation.report import untrained_absences
 from app.param_groups.groups import GroupConfig
 from app.param_groups.layers import biases_and_norms, layers_in_order
 from app.param_groups.optimizer import OptimizerConfig, build_optimizer
 from models.encoded import Dims, Encoded
 from models.fusion import FUSIONS, FusionHeadConfig
-from models.fusion_classifier import FusionClassifier, Gates, Output, build_fusion_classifier
+from models.fusion_classifier import FusionClassifier, Gates, build_fusion_classifier
 from models.image_branch import measure_dims
 from models.temporal_branch import TemporalBranch
 from tests.conftest import ROOT
@@ -356,9 +356,8 @@ def test_what_the_fusion_loss_trains(method, inputs):
 
 def test_late_needs_no_stand_in_that_was_trained():
     """Where concat's is 0 as at first, evaluate.py warns."""
-    batch = {"index": torch.arange(1), "label": torch.arange(1), "present": torch.tensor([[False, True]])}
-    logits = torch.zeros(1, 3)
-    predictions = gather([(batch, Output(logits, {}, dict.fromkeys(DIMS, logits)))], [*"abc"], DIMS)
+    one, logits, present = torch.arange(1), torch.zeros(1, 3), torch.tensor([[False, True]])
+    predictions = Predictions([*"abc"], one, one, present, logits, dict.fromkeys(DIMS, logits))
     assert untrained_absences(predictions, FUSIONS["late"](DIMS, 3).absent) == []
     assert len(untrained_absences(predictions, FUSIONS["concat"](DIMS, 3, hidden_size=4).absent)) == 1
 

@@ -6,7 +6,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.metrics import brier_score_loss, log_loss
 from torch.nn.functional import cross_entropy
 
-from app.evaluation.certainty import BINS, TEMPERATURES, describe_certainty, fit_temperature
+from app.evaluation.certainty import TEMPERATURES, describe_certainty, fit_temperature
 from app.evaluation.predictions import Predictions
 
 
@@ -42,11 +42,18 @@ def test_calibration_error_and_bins_by_hand():
     assert found["brier"] == pytest.approx((0.02 + 1.62 + 2 * 0.32) / 4)
 
 
-def test_the_bins_are_those_of_the_error(honest):
-    found = describe_certainty(honest)
-    assert len(found["bins"]) <= BINS and sum(of["samples"] for of in found["bins"]) == 2000
-    error = sum(of["samples"] * abs(of["probability"] - of["accuracy"]) for of in found["bins"]) / 2000
-    assert found["ece"] == pytest.approx(error, abs=1e-5)
+def test_certain_samples_are_in_the_last_bin():
+    """500 samples have a probability of 1 in float32, and 450 of them are right; as many have 0.9647, which is in the
+    same bin, and all are right."""
+    place = torch.arange(1000)
+    label, certain = place % 3, place % 2 == 1
+    guess = torch.where(place % 20 != 1, label, (label + 1) % 3)
+    logits = torch.zeros(1000, 3)
+    logits[place, guess] = torch.where(certain, 40.0, 4.0)
+    found, p = describe_certainty(predictions_of(logits, label)), math.exp(4) / (math.exp(4) + 2)
+    (last,) = found["bins"]
+    assert (last["samples"], last["accuracy"], last["to"]) == (1000, 0.95, 1.0)
+    assert found["ece"] == pytest.approx((1 + p) / 2 - 0.95, abs=1e-6)
 
 
 @pytest.mark.parametrize("factor", [1.0, 3.0, 0.25])

@@ -3,11 +3,10 @@ import math
 import pytest
 import torch
 
-from app.evaluation.late_fusion import join, predict_jointly
-from app.evaluation.metrics import ClassificationMetrics
-from app.evaluation.predictions import gather
-from app.training.objective import Objective
-from models.fusion_classifier import Output
+from app.evaluation.late_fusion import join, join_predictions
+from app.evaluation.predictions import Predictions
+from app.evaluation.scores import metrics_of
+from app.training.objective import BRANCHES, Objective
 
 NAN = float("nan")
 PRESENT = torch.tensor([[1, 1], [1, 0], [0, 1], [0, 0]], dtype=torch.bool)
@@ -38,12 +37,11 @@ def test_is_bayes_rule_where_the_modalities_of_a_class_are_independent():
     torch.testing.assert_close(log_p.double().exp(), posterior, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_against_float64(dtype):
+def test_against_float64():
     generator = torch.Generator().manual_seed(1)
     prior = torch.rand(10, generator=generator, dtype=torch.float64) + 0.01
     prior /= prior.sum()
-    logits = (20 * torch.randn(2, 200, 10, generator=generator)).to(dtype)
+    logits = 20 * torch.randn(2, 200, 10, generator=generator)
     present = torch.rand(200, 2, generator=generator) < 0.6
     expected = torch.empty(200, 10, dtype=torch.float64)
     for row in range(200):
@@ -65,44 +63,27 @@ def test_a_class_without_training_rows_is_never_predicted_and_makes_no_number_na
     expected = [[0.25, 0.75, 0.0], [0.75, 0.25, 0.0], [0.25, 0.75, 0.0], [0.75, 0.25, 0.0]]
     torch.testing.assert_close(log_p.exp(), torch.tensor(expected))
     assert (log_p[:, 2] == -math.inf).all() and not log_p.isnan().any()
-    metrics = ClassificationMetrics(["a", "b", "c"], [], Objective())
-    batch = {"label": torch.tensor([1, 0, 1, 0]), "present": PRESENT, "index": torch.arange(4)}
-    metrics.update(Output(log_p, {}, {}), batch)
-    values = metrics.compute()
+    found = Predictions([*"abc"], torch.arange(4), torch.tensor([1, 0, 1, 0]), PRESENT, log_p, {})
+    values = metrics_of(found, Objective())
     assert values["accuracy"] == 1 and values["loss"] == pytest.approx(-math.log(0.75))
 
 
-def of_model(branch, logits, **changes):
-    """What predict yields for a model of one branch: a batch of two samples each time."""
-    column = ["image_branch", "temporal_branch"].index(branch)
-    for start in range(0, 4, 2):
-        rows, present = torch.arange(start, start + 2), torch.zeros(2, 2, dtype=torch.bool)
-        present[:, column] = PRESENT[rows, column]
-        batch = {"index": rows, "label": rows % 3, "present": present, "image": branch, "sequence": branch} | changes
-        yield batch, Output(logits[rows], {branch: rows}, {branch: torch.full((2, 3), NAN)})
-
-
-def test_each_batch_is_of_both_models():
+def test_two_tables_of_predictions_become_one():
     image, sequence = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(2))
-    prior = torch.tensor([0.5, 0.3, 0.2])
-    pairs = list(predict_jointly(of_model("image_branch", image), of_model("temporal_branch", sequence), prior))
-    joined = join(torch.stack([image, sequence]), PRESENT, prior)
-    assert torch.equal(torch.cat([output.logits for _, output in pairs]), joined)
-    assert torch.equal(torch.cat([batch["present"] for batch, _ in pairs]), PRESENT)
-    for batch, output in pairs:
-        assert torch.equal(output.unimodal_logits["image_branch"], image[batch["index"]])
-        assert torch.equal(output.unimodal_logits["temporal_branch"], sequence[batch["index"]])
-        assert output.embeddings.keys() == output.unimodal_logits.keys()
-        assert (batch["image"], batch["sequence"]) == ("image_branch", "temporal_branch")
-    rows = gather(pairs, [*"abc"], ["image_branch", "temporal_branch"]).rows()
+    prior, label = torch.tensor([0.5, 0.3, 0.2]), torch.arange(4) % 3
+
+    def of_model(column, logits):
+        present, own = PRESENT.clone(), {BRANCHES[column]: torch.full((4, 3), NAN)}
+        present[:, 1 - column] = False
+        return Predictions([*"abc"], torch.arange(4), label, present, logits, own)
+
+    found = join_predictions(of_model(0, image), of_model(1, sequence), prior)
+    expected = join(torch.stack([image, sequence]), PRESENT, prior)
+    assert torch.equal(found.logits, expected) and torch.equal(found.present, PRESENT)
+    assert torch.equal(found.label, label) and [*found.unimodal_logits] == [*BRANCHES]
+    assert torch.equal(found.unimodal_logits["image_branch"], image)
+    assert torch.equal(found.unimodal_logits["temporal_branch"], sequence)
+    rows = found.rows()
     assert [row["present"] for row in rows] == ["image and sequence", "image only", "sequence only", "nothing"]
-    assert [row["p(a)"] for row in rows] == [f"{p:.6f}" for p in joined.exp()[:, 0].tolist()]
+    assert [row["p(a)"] for row in rows] == [f"{p:.6f}" for p in expected.exp()[:, 0].tolist()]
     assert [bool(row["temporal_branch"]) for row in rows] == [True, False, True, False]
-
-
-@pytest.mark.parametrize("name", ["index", "label"])
-def test_other_rows_are_an_error(name):
-    logits = torch.zeros(4, 3)
-    other = of_model("temporal_branch", logits, **{name: torch.tensor([1, 1])})
-    with pytest.raises(ValueError, match=f"rows that differ in their {name}"):
-        next(predict_jointly(of_model("image_branch", logits), other, torch.ones(3) / 3))

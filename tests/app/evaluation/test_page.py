@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from app.evaluation.certainty import describe_certainty
-from app.evaluation.metrics import ClassificationMetrics
 from app.evaluation.predictions import Predictions
 from app.evaluation.report import FIGURES, scores_of, write_predictions, write_report
 from app.evaluation.scores import accuracy_by_column, share
@@ -51,9 +50,8 @@ def predictions():
 
 
 def report_of(predictions, whole=True):
-    metrics = ClassificationMetrics(predictions.class_names, list(BRANCHES), Objective())
     group = {"name": HOSTILE[0], "num_values": 1234, "lr": 0.001, "weight_decay": 0.0}
-    report = {"split": f"{HOSTILE[0]}.csv", **scores_of(metrics, predictions)}
+    report = {"split": f"{HOSTILE[0]}.csv", **scores_of(predictions, Objective())}
     report |= {"checkpoint": "runs/<b>/best.pt", "epoch": 3, "step": 9, "weights": "none", "groups": [group]}
     report |= {"reductions": {HOSTILE[0]: 0.3}, "versions": {"torch": "2"}, "rows": {"test": "60 rows"}}
     report |= {"not_default": ["loss.label_smoothing: 0.0 -> 0.1"]}

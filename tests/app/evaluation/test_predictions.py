@@ -3,10 +3,9 @@ import copy
 import pytest
 import torch
 
-from app.evaluation.metrics import ClassificationMetrics
-from app.evaluation.predictions import predict, validate, with_cells
-from app.training.objective import Objective
+from app.evaluation.predictions import predict, with_cells
 
+NAMES = [*"abc"]
 CPU = {"device": torch.device("cpu"), "precision": "fp32"}
 
 
@@ -26,50 +25,48 @@ def split_into(batch, sizes, extra_padding=0):
 
 @pytest.mark.parametrize(("sizes", "padding"), [([6], 13), ([1] * 6, 0), ([2, 4], 3)])
 def test_padding_and_batch_size_do_not_change_a_samples_logits(small_model, small_batch, sizes, padding):
-    reference = torch.cat([output.logits for _, output in predict(small_model, [small_batch], **CPU)])
+    reference = predict(small_model, [small_batch], NAMES, **CPU).logits
     batches = split_into(small_batch, sizes, padding)
-    logits = torch.cat([output.logits for _, output in predict(small_model, batches, **CPU)])
+    logits = predict(small_model, batches, NAMES, **CPU).logits
     torch.testing.assert_close(logits, reference, atol=1e-6, rtol=1e-5)
 
 
 def test_batch_order_does_not_change_a_samples_logits(small_model, small_batch):
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     shuffled = {name: value[order] for name, value in small_batch.items()}
-    (_, a), (_, b) = (next(predict(small_model, [batch], **CPU)) for batch in (small_batch, shuffled))
+    a, b = (predict(small_model, [batch], NAMES, **CPU) for batch in (small_batch, shuffled))
     torch.testing.assert_close(a.logits[order], b.logits, atol=1e-6, rtol=1e-5)
 
 
-def test_validation_leaves_the_model_as_it_is(small_model, small_batch):
+def test_predicting_leaves_the_model_as_it_is(small_model, small_batch):
     before = copy.deepcopy(small_model.state_dict())
-    metrics = ClassificationMetrics([*"abc"], ["image_branch", "temporal_branch"], Objective())
-    first, predictions = validate(small_model, [small_batch], metrics, **CPU)
-    assert len(predictions) == 6 and predictions.correct.float().mean() == pytest.approx(first["accuracy"])
-    assert validate(small_model, [small_batch], metrics, **CPU)[0] == first  # counters start afresh
+    first = predict(small_model, [small_batch], NAMES, **CPU)
+    assert len(first) == 6 and torch.equal(first.index, small_batch["index"])
+    assert predict(small_model, [small_batch], NAMES, **CPU).rows() == first.rows()
     assert all(torch.equal(before[name], value) for name, value in small_model.state_dict().items())
 
 
-def test_predict_yields_outside_autocast(small_model, small_batch, monkeypatch):
-    monkeypatch.setitem(CPU, "precision", "bf16")
-    for _, output in predict(small_model, [small_batch] * 2, **CPU):
-        assert not torch.is_autocast_enabled("cpu")
-        assert output.logits.dtype == torch.bfloat16  # the model itself ran inside
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+def test_a_table_that_no_row_can_be_read_of_has_no_predictions_but_their_columns(small_model, small_batch):
+    nothing = predict(small_model, [], NAMES, **CPU)
+    assert len(nothing) == len(nothing.labelled()) == 0 and nothing.rows() == []
+    assert [*nothing.columns()] == [*predict(small_model, [small_batch], NAMES, **CPU).rows()[0]]
+    assert [*nothing.columns()][-4:] == ["temporal_branch", "p(a)", "p(b)", "p(c)"]
 
 
 def test_windows_of_a_sample_give_the_mean_of_what_each_gives_alone(small_model, small_batch):
     counts = torch.tensor([1, 3, 2])
     batch = {name: value[:3] for name, value in small_batch.items()} | {"windows": counts}
     batch |= {name: small_batch[name] for name in ("sequence", "length")}  # (6, T, F): all windows in turn
-    (_, output) = next(predict(small_model, [batch], **CPU))
+    found = predict(small_model, [batch], NAMES, **CPU)
     starts = [0, 1, 4]
     for row, (start, count) in enumerate(zip(starts, counts.tolist(), strict=True)):
         alone = []
         for window in range(start, start + count):
             part = {name: value[row : row + 1] for name, value in batch.items() if name != "windows"}
             part |= {name: small_batch[name][window : window + 1] for name in ("sequence", "length")}
-            alone.append(next(predict(small_model, [part], **CPU))[1])
-        torch.testing.assert_close(output.logits[row], torch.cat([one.logits for one in alone]).mean(0))
-        for branch, logits in output.unimodal_logits.items():
+            alone.append(predict(small_model, [part], NAMES, **CPU))
+        torch.testing.assert_close(found.logits[row], torch.cat([one.logits for one in alone]).mean(0))
+        for branch, logits in found.unimodal_logits.items():
             mean = torch.cat([one.unimodal_logits[branch] for one in alone]).mean(0)
             torch.testing.assert_close(logits[row], mean)
 

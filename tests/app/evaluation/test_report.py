@@ -5,8 +5,7 @@ import pytest
 import torch
 
 import evaluate
-from app.evaluation.metrics import ClassificationMetrics
-from app.evaluation.predictions import gather, row_names
+from app.evaluation.predictions import Predictions
 from app.evaluation.report import (
     REPORT,
     describe_report,
@@ -18,7 +17,6 @@ from app.evaluation.report import (
 from app.evaluation.sample_pictures import draw_samples
 from app.evaluation.scores import accuracy_by
 from app.training.objective import Objective
-from models.fusion_classifier import Output
 
 BRANCHES = ["image_branch", "temporal_branch"]
 NAMES = ["a", "b"]
@@ -32,9 +30,8 @@ def evaluated():
         label = torch.tensor([0, 1, 0, 1, 0, 1])
         guess = torch.tensor([0, 1, 0, 0, 1, 1])  # wrong in the fourth and fifth
         logits = torch.eye(2)[guess]
-        batch = {"label": label, "present": torch.tensor(present, dtype=torch.bool), "index": torch.arange(6)}
-        output = Output(logits, {}, dict.fromkeys(branches, logits))
-        return gather([(batch, output)], NAMES, branches)
+        present = torch.tensor(present, dtype=torch.bool)
+        return Predictions(NAMES, torch.arange(6), label, present, logits, dict.fromkeys(branches, logits))
 
     return evaluate
 
@@ -42,8 +39,7 @@ def evaluated():
 def described(predictions):
     about = {"checkpoint": "best.pt", "epoch": 1, "step": 9, "split": "test", "groups": []}
     about |= {"weights": "", "reductions": {}, "versions": {}, "rows": {}, "not_default": []}
-    metrics = ClassificationMetrics(predictions.class_names, list(predictions.unimodal_logits), Objective())
-    report = {**about, **scores_of(metrics, predictions)}
+    report = {**about, **scores_of(predictions, Objective())}
     return report, describe_report(report)
 
 
@@ -81,11 +77,6 @@ def test_the_text_speaks_of_it_only_where_a_sample_lacks_what_the_model_reads(
         by_present: (6, pytest.approx(4 / 6))
     }
     assert (f"\n{by_present} " in text) == shown
-
-
-def test_rows_have_the_columns_that_are_named_for_a_table_without_any(evaluated):
-    rows = evaluated([[1, 1]] * 6, BRANCHES).rows()
-    assert {tuple(row) for row in rows} == {tuple(row_names(BRANCHES, NAMES))}
 
 
 def test_predictions_without_a_report_leave_none_of_others_beside_them(evaluated, tmp_path):
@@ -137,11 +128,6 @@ def test_what_stands_in_for_an_input_and_was_never_trained_is_named(evaluated):
     complete = evaluated([[1, 1]] * 6, BRANCHES)
     assert untrained_absences(complete, absent) == []
     assert accuracy_by(complete.what_is_present(), complete.correct).keys() == {"image and sequence"}
-
-
-def test_a_table_that_no_row_can_be_read_of_has_no_predictions():
-    predictions = gather([], NAMES, BRANCHES)
-    assert len(predictions) == len(predictions.labelled()) == 0 and predictions.rows() == []
 
 
 def test_some_of_the_samples_are_taken_with_all_that_is_known_of_them(evaluated):

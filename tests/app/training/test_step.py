@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from app.evaluation.metrics import ClassificationMetrics
-from app.evaluation.predictions import predict, validate
+from app.evaluation.predictions import predict
+from app.evaluation.scores import metrics_of
 from app.learning_rates.learning_rates import LearningRates
 from app.param_groups.freezing import Freezing
 from app.param_groups.optimizer import build_optimizer
@@ -156,10 +156,9 @@ def test_bf16_trains_and_predicts(small_model, small_batch, trained, monkeypatch
     trained(small_model)
     assert all(p.dtype == torch.float32 for p in small_model.parameters())
     assert any(not torch.equal(before[name], value) for name, value in small_model.fusion_head.state_dict().items())
-    metrics = ClassificationMetrics([*"abc"], ["image_branch", "temporal_branch"], Objective())
-    assert 0 < validate(small_model, [small_batch], metrics, **CPU)[0]["loss"] < 10
-    (_, output) = next(predict(small_model, [small_batch], **CPU))
-    assert output.logits.dtype == torch.bfloat16
+    predictions = predict(small_model, [small_batch], [*"abc"], **CPU)
+    assert 0 < metrics_of(predictions, Objective())["loss"] < 10
+    assert torch.equal(predictions.logits, predictions.logits.bfloat16().float())  # as it was in bf16
 
 
 def test_the_probe_of_bf16_changes_no_random_state_and_no_training(small_model, small_batch, trained, monkeypatch):
