@@ -5,9 +5,10 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -33,56 +34,42 @@ def nearest(word: str, known: list[str], shown: list[str] | None = None) -> str:
     return f"did you mean '{near}'? {listed}" if near else listed
 
 
-class _Unfailing(io.RawIOBase):
-    """A standard stream that becomes the null device once it cannot be written, in this whole process."""
+class _Unfailing:
+    """A text stream that becomes the null device, in this whole process, once it cannot be written."""
 
-    def __init__(self, raw: io.RawIOBase):
-        self.raw = raw
+    def __init__(self, stream: TextIO):
+        self.stream = stream
 
-    def writable(self) -> bool:
-        return True
+    def write(self, text: str) -> int:
+        return self._try(self.stream.write, text) or len(text)
 
-    def fileno(self) -> int:
-        return self.raw.fileno()
+    def flush(self) -> None:
+        self._try(self.stream.flush)
 
-    def isatty(self) -> bool:
-        return self.raw.isatty()
-
-    def write(self, data) -> int | None:
+    def _try(self, call: Callable, *arguments: str) -> Any:
         try:
-            return self.raw.write(data)
+            return call(*arguments)
         except OSError:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self.fileno())
-            os.close(null)
-            return memoryview(data).nbytes
+            with open(os.devnull, "w") as null:
+                os.dup2(null.fileno(), self.stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def survive_lost_output() -> None:
     """Closed or full standard streams, or a pipe that nobody reads on, from now on lose text and change nothing else.
 
-    Nor does a character that the stream's encoding lacks: it is written as \\u....
+    Nor does a character that is not in the stream's encoding: it is written as \\u....
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass  # it took the place of a closed stream, which a file opened later would get else
     os.close(descriptor)
     for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w", errors="backslashreplace"))
-        elif hasattr(stream, "buffer"):  # a notebook's has none, and never fails
-            with suppress(OSError):
-                stream.flush()
-            buffer = stream.buffer
-            unfailing = _Unfailing(getattr(buffer, "raw", buffer))  # unbuffered, the buffer itself is raw
-            new = io.TextIOWrapper(
-                io.BufferedWriter(unfailing) if hasattr(buffer, "raw") else unfailing,
-                encoding=stream.encoding,
-                errors="backslashreplace",
-                line_buffering=stream.line_buffering,
-                write_through=stream.write_through,
-            )
-            setattr(sys, name, new)
+        stream = getattr(sys, name) or open(os.devnull, "w")
+        if isinstance(stream, io.TextIOWrapper):  # a notebook's is another, and never fails
+            stream.reconfigure(errors="backslashreplace")
+            setattr(sys, name, _Unfailing(stream))
 
 
 def killed_worker(error: Exception) -> str | None:
