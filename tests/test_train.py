@@ -18,7 +18,6 @@ import pytest
 import torch
 import torchvision
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import evaluate
@@ -178,7 +177,6 @@ def test_the_page_of_hparams_has_each_group_and_the_final_scores(smoke):
     assert content["session_start_info"].session_start_info.group_name == "smoke"
     metrics = [info.name.tag for info in content["experiment"].experiment.metric_infos]
     assert metrics == ["1_val/accuracy", "1_val/loss", "8_test/accuracy", "8_test/loss"]
-    assert content["session_end_info"].session_end_info.status == STATUS_SUCCESS
 
 
 @pytest.mark.slow

@@ -96,7 +96,6 @@ class RunLog:
     def end(self, step: int, test: dict[str, float]) -> None:
         """Of a run that has come to its end."""
         self.board.test(step, test)
-        self.board.end()
         self.close()
 
     def close(self) -> None:

@@ -7,7 +7,6 @@ at first.
 
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,9 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.hparams import metadata, summary_v2
-from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
+from tensorboard.plugins.hparams import summary_v2
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from torch.utils.tensorboard import SummaryWriter
 
@@ -152,17 +149,6 @@ class TensorBoard:
                 samples = samples[: SECONDS_HEARD * rate]
                 peak = max(float(np.abs(samples).max()), 1e-9)
                 self.writer.add_audio(f"val/recording_{i}", samples[None] / peak, 0, sample_rate=rate)
-
-    def end(self) -> None:
-        """Of a run that has come to its end."""
-        ended = HParamsPluginData(session_end_info=SessionEndInfo(status=STATUS_SUCCESS, end_time_secs=time.time()))
-        value = Summary.Value(
-            tag=metadata.SESSION_END_INFO_TAG,
-            metadata=metadata.create_summary_metadata(ended),
-            tensor=metadata.NULL_TENSOR,
-        )
-        with writing(self.folder):
-            self.writer.file_writer.add_summary(Summary(value=[value]))
 
     def close(self) -> None:
         with writing(self.folder), ExitStack() as each:  # all of them, also where one cannot write
