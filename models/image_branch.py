@@ -148,7 +148,7 @@ def _last_map_module(network: nn.Module) -> nn.Module | None:
 def measure_dims(network: nn.Module, image_size: int, architecture: str) -> Dims:
     """The widths of what `network` gives for images of (image_size, image_size) pixels.
 
-    Raises ValueError, with the sizes that it does read where these are few, if it cannot read images of that size.
+    Raises ValueError, with the size that it is built for, if it cannot read images of that size.
     """
     was_training = network.training
     network.eval()
@@ -156,34 +156,10 @@ def measure_dims(network: nn.Module, image_size: int, architecture: str) -> Dims
         with torch.no_grad():
             encoded = encode_image(network, torch.zeros(1, 3, image_size, image_size), with_tokens=True)
     except (AssertionError, RuntimeError, ValueError) as error:
-        built_for = getattr(network, "image_size", 224)
-        sizes = _fixed_sizes(network, built_for)
-        if sizes:
-            pixels = f"{built_for} x {built_for}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-            raise ValueError(
-                f"{architecture} reads images of {pixels} pixels only; set data.image_size={built_for}"
-            ) from None
+        reason, built_for = str(error).splitlines()[0], getattr(network, "image_size", 224)
         raise ValueError(
-            f"{architecture} cannot read images of {image_size} x {image_size} pixels "
-            f"({str(error).splitlines()[0]}); choose another image_size or architecture"
+            f"{architecture} cannot read images of {image_size} x {image_size} pixels ({reason}); set "
+            f"data.image_size={built_for}, which it is built for, or choose another architecture"
         ) from None
     network.train(was_training)
     return Dims(encoded.pooled.shape[1], None if encoded.tokens is None else encoded.tokens.shape[2])
-
-
-def _fixed_sizes(network: nn.Module, built_for: int) -> list[int]:
-    """The few sizes that a network reads whose parts have one (ViT: its position embeddings; MaxViT: its grids, which
-    three smaller sizes round up to). Empty for a network that reads sizes far from `built_for`, or not even that."""
-    on_meta = {name: tensor.to("meta") for name, tensor in network.state_dict(keep_vars=True).items()}
-
-    def reads(size: int) -> bool:
-        try:
-            with torch.no_grad():
-                torch.func.functional_call(network, on_meta, torch.empty(1, 3, size, size, device="meta"))
-        except (AssertionError, RuntimeError, ValueError):
-            return False
-        return True
-
-    if reads(built_for - 32) or reads(built_for + 32):
-        return []
-    return [size for size in range(built_for - 31, built_for + 32) if reads(size)]

