@@ -422,7 +422,7 @@ BAD_INPUT = {
                       "model.fusion_head.method: unknown method 'concatenate'; did you mean 'concat'? known here: con"),
     "architecture": ([f"{IMAGE}.architecture=resnet81"], "nearest: resnet18"),
     "weights file missing": ([f"{IMAGE}.weights=no/such.pt"], "no/such.pt does not exist; use 'packaged'"),
-    "weights of another": ([f"{IMAGE}.weights={{other}}"], "is not of this architecture: its tensors must have torchvision's names"),
+    "weights of another": ([f"{IMAGE}.weights={{other}}"], "is not of this architecture: its"),
     "weights and architecture": ([f"{IMAGE}.architecture=resnet18"], "'packaged' exist for mobilenet_v2 only"),
     "image size": ([f"{IMAGE}.architecture=vit_b_16", f"{IMAGE}.weights=none"],
                    "vit_b_16 cannot read images of 32 x 32 pixels ("),
