@@ -15,13 +15,10 @@ A method is a Fusion with
 In the comments below H is hidden_size.
 """
 
-import functools
-import inspect
 import math
-from typing import Any, Literal
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 from torch import nn
 
 from app.section import Section
@@ -31,24 +28,10 @@ from models.encoded import Dims, Encoded
 class FusionHeadConfig(Section):
     method: str = Field(
         "concat",
-        description="how the branches are joined: concat, sum, gated, film, bilinear, attention, late (see "
-        "FUSIONS in models/fusion.py)",
+        description="how the branches are joined: concat, sum, gated, attention, late (FUSIONS in models/fusion.py)",
     )
     hidden_size: int = Field(ge=1, description="values of the hidden layer; late has none")
     dropout: float = Field(ge=0, lt=1, description="share of values dropped after the hidden layer; late has none")
-    rank: int | None = Field(None, ge=1, description="of method bilinear: terms of its sum; default: 4")
-    conditioning: Literal["image_branch", "temporal_branch"] | None = Field(
-        None, description="of method film: the branch that scales and shifts the other; default: temporal_branch"
-    )
-
-    @field_validator("rank", "conditioning")
-    @classmethod
-    def _the_method_has_it(cls, value: Any, info: ValidationInfo) -> Any:
-        method = info.data.get("method")
-        if value is not None and method in FUSIONS and info.field_name not in _settings(FUSIONS[method]):
-            owners = " or ".join(name for name, kind in FUSIONS.items() if info.field_name in _settings(kind))
-            raise ValueError(f"belongs to method: {owners}, not to method: {method}; take it out, or set it to null")
-        return value
 
 
 class Fusion(nn.Module):
@@ -151,67 +134,6 @@ class Gated(Fusion):
         return self.layers((scores.softmax(1) * values).sum(1))
 
 
-class Film(Fusion):
-    """Feature-wise linear modulation, FiLM (Perez et al. 2018, arXiv 1709.07871), dropout, logits.
-
-    ReLU(gamma * (W x + b) + beta): the branch `conditioning`, by default the last, gives gamma and beta by a linear
-    layer, gamma as its difference from 1; x is what the other gives. One branch alone is x, and not modulated.
-    """
-
-    def __init__(
-        self,
-        dims: dict[str, Dims],
-        num_classes: int,
-        *,
-        hidden_size: int,
-        dropout: float = 0.0,
-        conditioning: str | None = None,
-    ):
-        """Raises ValueError where `conditioning` is given and the model has one branch only."""
-        super().__init__(dims)
-        if conditioning is not None and len(dims) == 1:
-            raise ValueError(
-                f"model.fusion_head.conditioning: found '{conditioning}', but the model has {' and '.join(dims)} only: "
-                "nothing to act on, or to act; take it out, or set it to null"
-            )
-        self.conditioning = (conditioning or list(dims)[-1]) if len(dims) > 1 else None
-        width = sum(branch.pooled for name, branch in dims.items() if name != self.conditioning)
-        layers = {"features": nn.Linear(width, hidden_size)}
-        if self.conditioning is not None:
-            layers["gamma_beta"] = nn.Linear(dims[self.conditioning].pooled, 2 * hidden_size)
-        self.film = SideBySide(layers)
-        self.layers = nn.Sequential(nn.Dropout(dropout), nn.Linear(hidden_size, num_classes))
-
-    def forward(self, encoded: dict[str, Encoded], present: torch.Tensor, unimodal_logits: dict) -> torch.Tensor:
-        others = {name: branch for name, branch in encoded.items() if name != self.conditioning}
-        x = self.film.features(concatenated(others))  # (B, H)
-        if self.conditioning is not None:
-            gamma, beta = self.film.gamma_beta(encoded[self.conditioning].pooled).chunk(2, dim=1)  # each (B, H)
-            x = (1 + gamma) * x + beta
-        return self.layers(x.relu())
-
-
-class Bilinear(Fusion):
-    """Low-rank multimodal fusion, LMF (Liu et al. 2018, arXiv 1806.00064), dropout, logits.
-
-    Each of H values is a multilinear form of the embeddings, each with a 1 appended: a sum of `rank` products of one
-    linear function of each. The weight of that 1 is the bias here.
-    """
-
-    def __init__(
-        self, dims: dict[str, Dims], num_classes: int, *, hidden_size: int, dropout: float = 0.0, rank: int = 4
-    ):
-        super().__init__(dims)
-        self.rank = rank
-        self.factors = SideBySide({name: nn.Linear(branch.pooled, rank * hidden_size) for name, branch in dims.items()})
-        self.layers = nn.Sequential(nn.Dropout(dropout), nn.Linear(hidden_size, num_classes))
-
-    def forward(self, encoded: dict[str, Encoded], present: torch.Tensor, unimodal_logits: dict) -> torch.Tensor:
-        factors = [getattr(self.factors, name)(branch.pooled) for name, branch in encoded.items()]
-        product = functools.reduce(torch.mul, factors)  # (B, rank * H)
-        return self.layers(product.unflatten(1, (self.rank, -1)).sum(1))
-
-
 class Attention(Fusion):
     """Cross attention (Vaswani et al. 2017, arXiv 1706.03762) from each branch's embedding to the tokens of all
     branches, added to the embedding; concatenated, hidden layer, dropout, logits.
@@ -277,16 +199,10 @@ def spread(values: torch.Tensor, rows: torch.Tensor, batch_size: int) -> torch.T
     return values.new_zeros(batch_size, *values.shape[1:]).index_copy(0, rows, values)
 
 
-def _settings(method: type[Fusion]) -> list[str]:
-    return list(inspect.signature(method).parameters)
-
-
 FUSIONS: dict[str, type[Fusion]] = {
     "concat": Concat,
     "sum": Sum,
     "gated": Gated,
-    "film": Film,
-    "bilinear": Bilinear,
     "attention": Attention,
     "late": Late,
 }

@@ -103,36 +103,6 @@ def test_gated_has_the_papers_gate_of_two(encoded):
     torch.testing.assert_close(head(encoded, ALL, {}), torch.stack(expected))
 
 
-@pytest.mark.parametrize("conditioning", [None, "temporal_branch", "image_branch"])
-def test_film(encoded, conditioning):
-    head = head_of("film", **({"conditioning": conditioning} if conditioning else {}))
-    expected = []
-    for x, y in each_sample(encoded):
-        features, condition = (y, x) if conditioning == "image_branch" else (x, y)
-        factors = affine(head.film.gamma_beta, condition)
-        h = relu((1 + factors[:6]) * affine(head.film.features, features) + factors[6:])
-        expected.append(affine(head.layers[1], h))
-    torch.testing.assert_close(head(encoded, ALL, {}), torch.stack(expected))
-
-
-@pytest.mark.parametrize("rank", [1, 4, 7])
-def test_bilinear_is_the_whole_tensor_of_that_rank(encoded, rank):
-    """W (H, D + 1, E + 1) is built whole, and applied to the outer product of both embeddings, with a 1 appended."""
-    head = head_of("bilinear", rank=rank)
-    image, temporal = (
-        torch.cat([factor.weight, factor.bias[:, None]], dim=1).view(rank, 6, -1)
-        for factor in (head.factors.image_branch, head.factors.temporal_branch)
-    )
-    tensor = torch.einsum("rhd,rhe->hde", image, temporal)
-    assert torch.linalg.matrix_rank(tensor[0]) == min(rank, 5)
-    one = torch.ones(1, dtype=torch.float64)
-    expected = []
-    for x, y in each_sample(encoded):
-        outer = torch.outer(torch.cat([x, one]), torch.cat([y, one]))
-        expected.append(affine(head.layers[1], torch.einsum("hde,de->h", tensor, outer)))
-    torch.testing.assert_close(head(encoded, ALL, {}), torch.stack(expected))
-
-
 def test_attention_by_hand(encoded):
     """Sample by sample over its real tokens and a zero; the third has none, so it gets what the zero's value gives."""
     head = head_of("attention", hidden_size=4)
@@ -396,7 +366,7 @@ def test_biases_and_stand_ins_are_undecayed_and_layers_go_from_input_to_logits(m
     assert undecayed == {name for name in names.values() if name.startswith("absent.") or name.endswith("bias")}
     layers = [{names[parameter].split(".")[0] for parameter in layer} for layer in layers_in_order(head)]
     between = {"concat": [], "attention": [{"attention"}, {"layers"}], "sum": [{"layers"}]}.get(method, [])
-    first = {"concat": "layers", "gated": "unit", "film": "film", "bilinear": "factors"}.get(method, "projections")
+    first = {"concat": "layers", "gated": "unit"}.get(method, "projections")
     assert layers == [{"absent", first}, *between, {"layers"}]
 
 
@@ -412,24 +382,11 @@ def test_every_method_is_named_where_the_config_describes_it(method):
     assert method in FusionHeadConfig.model_fields["method"].description.replace(",", " ").split()
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "owner"), [("rank", 3, "bilinear"), ("conditioning", "image_branch", "film")], ids=["rank", "film"]
-)
-def test_a_key_of_another_method_is_an_error(method, key, value, owner):
-    settings = {"method": method, "hidden_size": 4, "dropout": 0.0}
-    FusionHeadConfig(**settings, **{key: None})
-    if method == owner:
-        assert getattr(FusionHeadConfig(**settings, **{key: value}), key) == value
-        return
-    with pytest.raises(ValueError, match=f"belongs to method: {owner}, not to method: {method}; take it out"):
-        FusionHeadConfig(**settings, **{key: value})
-
-
 def build(method, **changes):
     settings = {
         "image_branch": {"architecture": "squeezenet1_1", "weights": "none"},
         "temporal_branch": {"hidden_size": 6, "num_layers": 1, "bidirectional": False, "dropout": 0.0},
-        "fusion_head": {"hidden_size": 4, "dropout": 0.0, "rank": None, "conditioning": None, "method": method},
+        "fusion_head": {"hidden_size": 4, "dropout": 0.0, "method": method},
         "gates": {},
         "seed": 0,
     }
@@ -439,18 +396,8 @@ def build(method, **changes):
 
 
 def test_the_settings_of_the_config_reach_the_method():
-    assert build("bilinear").fusion_head.rank == 4
-    assert build("bilinear", fusion_head={"rank": 2}).fusion_head.factors.image_branch.out_features == 8
-    assert build("film").fusion_head.conditioning == "temporal_branch"
-    assert build("film", fusion_head={"conditioning": "image_branch"}).fusion_head.conditioning == "image_branch"
-
-
-def test_film_has_nothing_to_condition_in_one_branch():
-    assert build("film", temporal_branch=None).fusion_head.conditioning is None
-    with pytest.raises(
-        ValueError, match=r"model.fusion_head.conditioning: found 'image_branch', but .* image_branch only"
-    ):
-        build("film", temporal_branch=None, fusion_head={"conditioning": "image_branch"})
+    head = build("gated", fusion_head={"hidden_size": 7, "dropout": 0.25}).fusion_head
+    assert head.unit.image_branch.out_features == 7 and head.layers[0].p == 0.25
 
 
 def test_an_architecture_without_tokens_is_an_error_where_they_are_read(monkeypatch):

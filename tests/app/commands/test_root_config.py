@@ -85,11 +85,6 @@ def without(entry, key):
             {"stop": {"monitor": "val/loss", "patience": 1, "mode": "max"}},
             "stop.mode: is not a key any",
         ),
-        (
-            "model",
-            {"fusion_head": {"method": "sum", "hidden_size": 4, "dropout": 0.0, "rank": 2}},
-            "model.fusion_head.rank: belongs to method: bilinear, not to method: sum; take it out",
-        ),
         ("data", {"name": "digits"}, "data.name: is called data.source now; rename the key"),
         ("image_branch", {"eps": "small"}, "eps: found 'small', expected a number >= 0, or for Adafactor two"),
         ("image_branch", {"eps": -1.0}, "eps: found -1.0"),
