@@ -25,8 +25,10 @@ from typing import Any
 
 from app.commands.compare import compare_checkpoints
 from app.commands.pictures import draw_mistakes
-from app.commands.trained import LateFusion, Trained, build_late_fusion, build_trained
+from app.commands.same_rows import check_late_fusion, check_same_rows, read_otherwise, smoothed
+from app.commands.trained import Trained, build_trained, output_folder
 from app.evaluation.certainty import TEMPERATURES, describe_certainty, fit_temperature
+from app.evaluation.late_fusion import join_predictions
 from app.evaluation.predictions import Predictions, with_cells
 from app.evaluation.report import (
     describe_report,
@@ -38,7 +40,6 @@ from app.evaluation.report import (
 from app.evaluation.scores import accuracy_by_column, check_column
 from app.messages import report_error, survive_lost_output, warn
 from app.records.run_config import DEVICES, PRECISIONS
-from data.spec import SPLITS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,23 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(arguments)
     try:
-        several = "--late-fusion" if args.late_fusion else "--compare" if args.compare else None
-        for name in ("robustness", "temperature", *(["by"] if args.compare else [])) if several else ():
-            if getattr(args, name):
-                raise ValueError(f"--{name}: is for one --checkpoint, not for {several}; take one of the two out")
-        if args.compare:
-            given = (args.device, args.split, args.manifest, args.root, args.output, args.precision)
-            return compare_checkpoints(args.compare, *given)
-        if args.temperature and args.manifest:
-            raise ValueError("--temperature: is fitted on the validation split; leave --manifest out")
-        if not args.late_fusion:
-            trained = build_trained(args.checkpoint, args.device, args.manifest, args.root, args.precision)
-        elif args.manifest or args.root:
-            given = "--manifest" if args.manifest else "--root"
-            raise ValueError(f"{given}: is for one --checkpoint; --late-fusion evaluates a --split")
-        else:
-            trained = build_late_fusion(*args.late_fusion, args.device, args.split, args.precision)
-        return evaluate(trained, args)
+        check_options(args)
+        return compare_checkpoints(args) if args.compare else evaluate(args)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -91,39 +77,61 @@ def main(arguments: list[str] | None = None) -> int:
         return report_error(error)
 
 
-def evaluate(trained: Trained | LateFusion, args: argparse.Namespace) -> int:
+def check_options(args: argparse.Namespace) -> None:
+    """Raises ValueError for two that do not go together."""
+    alone = ("robustness", "temperature")
+    refused = {"compare": (*alone, "by"), "late_fusion": (*alone, "manifest", "root")}
+    for option, names in refused.items():
+        for name in names if getattr(args, option) else ():
+            if getattr(args, name):
+                several = f"--{option.replace('_', '-')}"
+                raise ValueError(f"--{name}: is for one --checkpoint, not for {several}; take one of the two out")
+    if args.temperature and args.manifest:
+        raise ValueError("--temperature: is fitted on the validation split; leave --manifest out")
+
+
+def evaluate(args: argparse.Namespace) -> int:
     """Returns 1 where a row of the manifest, or a file of a folder, has an error, else 0."""
-    manifest = args.manifest
-    of_rows, name = ("new", name_of(manifest)) if manifest else (args.split, args.split)
-    dataset = trained.dataset(of_rows)
-    cells = [dataset.cells(i) for i in range(len(dataset))]
+    manifest, split = args.manifest, "new" if args.manifest else args.split
+    models = [
+        build_trained(path, args.device, manifest, args.root, args.precision)
+        for path in args.late_fusion or [args.checkpoint]
+    ]
+    first, cells = models[0], models[0].cells(split)
+    if args.late_fusion:
+        check_same_rows("--late-fusion", *models, split)
+        check_late_fusion(*models)
+        for line in (*read_otherwise(*models), *smoothed(models)):
+            warn(line)
     for column in args.by or ():
         check_column(column, cells)
-    for line in trained.warnings(of_rows):
-        warn(line)
-    for line in trained.notes():
-        print(f"note: {line}")
-    predictions = trained.predict(of_rows)
-    for line in untrained_absences(predictions, trained.stand_ins):
-        warn(line)
-    report = {"split": str(manifest or args.split), **make_report(trained, predictions, of_rows, cells, args)}
+    for model in models:
+        model.tell(split, f"{model.path}: " if args.late_fusion else "")
+    predictions = first.predict(split)
+    if args.late_fusion:
+        predictions = join_predictions(predictions, models[1].predict(split), first.prior)
+    else:
+        for line in untrained_absences(predictions, first.stand_ins):
+            warn(line)
+    report = {"split": str(manifest or split), **make_report(models, predictions, split, cells, args)}
     if args.temperature:
-        _store_temperature(trained, report["calibration"]["temperature"])
+        _store_temperature(first, report["calibration"]["temperature"])
 
-    folder = Path(args.output) if args.output else trained.evaluations / trained.folder_name(name)
+    kind = "late_fusion-" if args.late_fusion else ""
+    folder = Path(args.output or output_folder(first, args.split, manifest, kind))
     rows, not_rows = predictions.rows(), []
     if manifest:
-        source = trained.parts.source
+        source = first.parts.source
         rows = source.complete(rows, predictions.columns())
         cells, not_rows = source.cells(), source.not_rows
     files = write_predictions(folder, with_cells(rows, cells))
     if "samples" in report:
-        mistakes = draw_mistakes(trained, of_rows, predictions.labelled())
+        mistakes = draw_mistakes(models, split, predictions.labelled())
         files = f"{write_report(folder, report, mistakes)}, {files}"
         print(describe_report(report), end="\n\n")
     print(f"written to {folder}: {files}")
     if args.temperature:
-        print(f"temperature {trained.temperature:.4f} is stored in {trained.path}: predictions are made with it")
+        print(f"temperature {first.temperature:.4f} is stored in {first.path}: predictions are made with it")
     if errors := [row for row in rows if row.get("error")]:
         unread = sum(not row["prediction"] for row in errors)
         told = f"{len(errors)} of {len(rows)} rows have an error, {unread} of these no prediction"
@@ -134,33 +142,39 @@ def evaluate(trained: Trained | LateFusion, args: argparse.Namespace) -> int:
 
 
 def make_report(
-    trained: Trained | LateFusion, predictions: Predictions, rows: str, cells: list[dict], args: argparse.Namespace
+    models: list[Trained], predictions: Predictions, split: str, cells: list[dict], args: argparse.Namespace
 ) -> dict[str, Any]:
     """What report.json holds, but for `split`; empty where no label is known.
 
     Args:
-        rows: name of the split that the predictions are of.
-        cells: of each of its rows, by column.
+        models: that the predictions are of: one, or the two of a late fusion.
+        cells: of each row of the split, by column.
     """
-    known = predictions.labelled()
+    known, first = predictions.labelled(), models[0]
     if not len(known):
         for option in ("by", "robustness"):
             if getattr(args, option):
                 warn(f"--{option}: no row has a label, so there is no accuracy to tell")
         return {}
-    report = scores_of(known, trained.objective)
+    report = scores_of(known, first.objective)
     for mistake in report["worst_mistakes"]:
         if of_row := cells[mistake["index"]]:
             mistake["cells"] = of_row
-    if use := trained.modality_use(rows):
+    if not args.late_fusion and (use := first.modality_use(split)):
         report["modality_use"] = use
-    report["calibration"] = calibration_of(trained, rows, known)
+    stored = 1.0 if args.late_fusion else first.temperature
+    report["calibration"] = {"stored": stored, "as_it_is": describe_certainty(known)}
+    if not args.late_fusion and split != "new":  # two models have one each; new rows have no validation split
+        report["calibration"] |= fitted_temperature(first, split, known)
     if args.by:
         of_known = [row for row, label in zip(cells, predictions.label.tolist(), strict=True) if label >= 0]
         report["by"] = {column: accuracy_by_column(column, of_known, known.correct) for column in args.by}
     if args.robustness:
-        report["robustness"] = trained.robustness(rows)
-    return report | trained.origin()
+        report["robustness"] = first.robustness(split)
+    if args.late_fusion:
+        prior = dict(zip(first.class_names, first.prior.tolist(), strict=True))
+        return report | {"prior": prior, "checkpoints": [model.origin() for model in models]}
+    return report | first.origin()
 
 
 def _store_temperature(trained: Trained, fitted: dict[str, Any]) -> None:
@@ -173,24 +187,14 @@ def _store_temperature(trained: Trained, fitted: dict[str, Any]) -> None:
     trained.store_temperature(fitted["value"])
 
 
-def calibration_of(trained: Trained | LateFusion, rows: str, known: Predictions) -> dict[str, Any]:
-    """As the predictions are, and with the temperature that suits the validation split, where there is one."""
-    found = {"stored": trained.temperature, "as_it_is": describe_certainty(known)}
-    if rows == "new" or isinstance(trained, LateFusion):  # its data may be elsewhere; each has a temperature of its own
-        return found
-    for line in trained.parts.other_rows(trained.saved, "val") if rows != "val" else ():
+def fitted_temperature(trained: Trained, split: str, known: Predictions) -> dict[str, Any]:
+    """The temperature that suits the validation split, and how certain the labelled predictions are with it."""
+    for line in trained.parts.other_rows(trained.saved, "val") if split != "val" else ():
         warn(f"{line}; the temperature is fitted on the latter")
     # Raw, so that a stored temperature is found again to the last digit.
-    validation = trained.predict("val", raw=True).labelled()
-    temperature = fit_temperature(validation)
-    found["temperature"] = {**temperature._asdict(), "fitted_on": "val"}
+    temperature = fit_temperature(trained.predict("val", raw=True).labelled())
+    found = {"temperature": {**temperature._asdict(), "fitted_on": "val"}}
     return found | {"with_temperature": describe_certainty(known, temperature.value / trained.temperature)}
-
-
-def name_of(manifest: Path) -> str:
-    """For the folder of its predictions, which is not that of a split."""
-    name = manifest.resolve().stem
-    return f"{name}-table" if name.removeprefix("late_fusion-").removeprefix("compare-") in SPLITS else name
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import torch
 
 import evaluate
 import train
-from app.commands.trained import LateFusion, build_late_fusion, build_trained
+from app.commands.trained import build_trained
+from app.evaluation.late_fusion import join_predictions
 from app.evaluation.scores import metrics_of
 from app.records.checkpoint import load_checkpoint, save_checkpoint
 from tests.conftest import ROOT
@@ -107,18 +108,19 @@ def refusal(capsys, *arguments):
 
 def test_what_does_not_belong_together_is_refused_in_a_line(digits, tmp_path, capsys):
     image, sequence, both = digits["image"], digits["sequence"], digits["both"]
-    assert "give the one that reads images first" in refusal(capsys, "--late-fusion", sequence, image)
+    assert f"{sequence} reads sequences; the first " in refusal(capsys, "--late-fusion", sequence, image)
     assert f"{both} reads images and sequences; the first " in refusal(capsys, "--late-fusion", both, sequence)
     assert f"{image} reads images; the second checkpoint " in refusal(capsys, "--late-fusion", image, image)
     assert "checkpoint nowhere.pt does not exist" in refusal(capsys, "--late-fusion", image, "nowhere.pt")
-    new = refusal(capsys, "--late-fusion", image, sequence, "--manifest", "new.csv")
-    assert new == "error: --manifest: is for one --checkpoint; --late-fusion evaluates a --split"
-    root = refusal(capsys, "--late-fusion", image, sequence, "--root", ".")
-    assert root == "error: --root: is for one --checkpoint; --late-fusion evaluates a --split"
+    for option in ("manifest", "root"):
+        line = refusal(capsys, "--late-fusion", image, sequence, f"--{option}", "new.csv")
+        assert line == f"error: --{option}: is for one --checkpoint, not for --late-fusion; take one of the two out"
     content = load_checkpoint(sequence)
     content["data_spec"]["class_counts"] = CLASS_COUNTS[::-1]
     save_checkpoint(tmp_path / "other.pt", content)
-    assert "that of '0' was 0.009524 in the former" in refusal(capsys, "--late-fusion", image, tmp_path / "other.pt")
+    assert f"the share of '0' in training must be the same; it was 0.009524 in {image}, " in refusal(
+        capsys, "--late-fusion", image, tmp_path / "other.pt"
+    )
     for arguments in ([], ["--checkpoint", str(image), "--late-fusion", str(image), str(sequence)]):
         with pytest.raises(SystemExit) as ended:
             evaluate.main(arguments)
@@ -169,11 +171,11 @@ def test_what_cannot_be_compared_is_refused_in_a_line(digits, tmp_path, capsys):
     output = ["--output", tmp_path / "out", "--device", "cpu"]
     noisier = changed(both, "noisier.pt", lambda content: content["config"]["data"].update(image_noise=0.5))
     line = refusal(capsys, "--compare", image, noisier, *output)
-    expected = f"error: --compare: data.image_noise must be the same, as it changes the rows; it is 0.25 in {image}"
+    expected = f"error: --compare: data.image_noise must be the same; {image} has 0.25, "
     assert line.startswith(expected)
     other = changed(both, "other.pt", lambda content: content["data_spec"]["class_names"].reverse())
     assert "class_names" in refusal(capsys, "--compare", image, other, *output)
-    assert f"{image} is given twice, " in refusal(capsys, "--compare", image, both, image, *output)
+    assert f"{image} and {image} are the same file; " in refusal(capsys, "--compare", image, both, image, *output)
     assert f"found one checkpoint, {image}; give two or more" in refusal(capsys, "--compare", image, *output)
     assert "checkpoint nowhere.pt does not exist" in refusal(capsys, "--compare", image, "nowhere.pt", *output)
     new = refusal(capsys, "--compare", image, both, "--manifest", "new.csv", *output)
@@ -194,11 +196,10 @@ def test_what_cannot_be_compared_is_refused_in_a_line(digits, tmp_path, capsys):
 
 def test_two_trained_models_are_joined_in_this_process_on_other_data(digits):
     image, sequence = (build_trained(digits[name], "cpu") for name in ("image", "sequence"))
-    fusion = LateFusion(image, sequence)
 
     def evaluated():
-        predictions = fusion.predict("test")
-        return metrics_of(predictions, fusion.objective), predictions.logits
+        predictions = join_predictions(image.predict("test"), sequence.predict("test"), image.prior)
+        return metrics_of(predictions, image.objective), predictions.logits
 
     clean, before = evaluated()
     noisier = copy.copy(image.parts.splits["test"])
@@ -241,8 +242,9 @@ def test_a_table_of_files(tmp_path, capsys):
     fewer = trained("fewer.csv", "f", *SEQUENCE)
     capsys.readouterr()
     line = refusal(capsys, "--late-fusion", image, fewer)
-    assert line.startswith(f"error: --late-fusion: the rows of test must be the same; {image} has ")
-    build_late_fusion(image, fewer, "cpu", "val")  # whose rows are the same
+    assert line.startswith(f"error: --late-fusion: the number of the rows of test must be the same; {image} has ")
+    of_val = ["--split", "val", "--output", tmp_path / "val", "--device", "cpu"]  # whose rows are the same
+    assert evaluate.main([*map(str, ["--late-fusion", image, fewer, *of_val])]) == 0
 
     def compared(*arguments, code=0):
         given = ["--compare", *arguments, "--output", tmp_path / "compared", "--device", "cpu"]
@@ -255,7 +257,7 @@ def test_a_table_of_files(tmp_path, capsys):
         (row["image_branch"], row["temporal_branch"], row["image_path"]) for row in late
     ]
     line = refusal(capsys, "--compare", image, fewer)
-    assert line.startswith("error: --compare: the rows of test must be the same; ") and "differ in number" in line
+    assert line.startswith("error: --compare: the number of the rows of test must be the same; ")
 
     cells = [row.split(",") for row in complete]
     here = [i for i, row in enumerate(complete) if ",test," in row][:2]
@@ -265,7 +267,8 @@ def test_a_table_of_files(tmp_path, capsys):
     content = load_checkpoint(image)
     content["config"]["data"]["manifest"] = str(tmp_path / "swapped.csv")
     save_checkpoint(tmp_path / "swapped.pt", content)
-    assert "which differ in order, labels or files; " in refusal(capsys, "--compare", image, tmp_path / "swapped.pt")
+    line = refusal(capsys, "--compare", image, tmp_path / "swapped.pt")
+    assert line.startswith("error: --compare: images of the rows of test must be the same; ")
 
     label = header.split(",").index("class")
     new = [row.split(",") for row in complete[:12]]

@@ -1,13 +1,12 @@
 """Pictures of a run's samples."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
 from app.commands.build import Run
+from app.commands.trained import Trained
 from app.evaluation.certainty import describe_certainty
 from app.evaluation.figures import augmentation_figure, pixels_of, reliability_figure
 from app.evaluation.predictions import Predictions
@@ -76,13 +75,19 @@ def samples_to_draw(split: Split, places: torch.Tensor, weights: ImageWeights) -
     return {"image": image, "sequence": sequence, "length": batch["length"][first]}
 
 
-def draw_mistakes(trained: Any, split: str, predictions: Predictions) -> Image.Image | None:
+def draw_mistakes(models: list[Trained], split: str, predictions: Predictions) -> Image.Image | None:
     """The worst ones of labelled predictions, with both inputs; None where there are none.
 
-    trained: a Trained or a LateFusion of app/commands/trained.py.
+    models: one, or that of images and that of sequences.
     """
     taken = predictions.take(worst_mistakes(predictions))
-    return draw_samples(trained.samples(split, taken), taken, columns=2) if len(taken) else None
+    if not len(taken):
+        return None
+    of_images, of_sequences = (
+        samples_to_draw(model.parts.splits[split], taken.index, model.parts.image_weights)
+        for model in (models[0], models[-1])
+    )
+    return draw_samples(of_sequences | {"image": of_images["image"]}, taken, columns=2)
 
 
 def draw_augmentation(run: Run) -> Figure:

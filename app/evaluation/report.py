@@ -99,11 +99,16 @@ def write_predictions(folder: Path, rows: list[dict]) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         for name in REPORT:
             (folder / name).unlink(missing_ok=True)
-        with open(folder / "predictions.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=[*rows[0]])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(folder / "predictions.csv", rows)
     return "predictions.csv"
+
+
+def write_table(path: Path, rows: list[dict]) -> None:
+    """rows: one or more, all of the same columns."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=[*rows[0]])
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def write_report(folder: Path, report: dict[str, Any], mistakes: Image.Image | None = None) -> str:

@@ -105,21 +105,23 @@ def conditions() -> dict[str, dict]:
 def test_of(*checkpoints: Path | str) -> dict[str, float]:
     """Test accuracy under each of `conditions`, and of each branch alone, by column: of one checkpoint, or of the late
     fusion of two models that were trained apart."""
-    from app.commands.trained import LateFusion, build_trained
+    from app.commands.trained import build_trained
+    from app.evaluation.late_fusion import join_predictions
     from app.evaluation.scores import own_accuracy
 
     members = [build_trained(Path(checkpoint), "cpu") for checkpoint in checkpoints]
-    model = LateFusion(*members) if len(members) == 2 else members[0]
+    branches = [branch for member in members for branch in member.branches]
     found = {}
     for column, change in conditions().items():
-        if "lacks" in change and len(model.branches) == 1:
+        if "lacks" in change and len(branches) == 1:
             continue
         for member in members:
             member.parts.splits["test"] = changed_test_split(member, **change)
-        predictions = model.predict("test")
+        tables = [member.predict("test") for member in members]
+        predictions = join_predictions(*tables, members[0].prior) if len(tables) == 2 else tables[0]
         found[column] = predictions.correct.double().mean().item()
         if column == "fused":
-            found |= {f"{b} alone": own_accuracy(predictions, b)["value"] for b in model.branches}
+            found |= {f"{b} alone": own_accuracy(predictions, b)["value"] for b in branches}
     return found
 
 

@@ -1,10 +1,8 @@
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
 
-import evaluate
 from app.evaluation.predictions import Predictions
 from app.evaluation.report import (
     REPORT,
@@ -101,22 +99,6 @@ def test_class_names_are_drawn_as_they_are(evaluated, tmp_path):
     files = write_report(tmp_path, report, draw_samples(inputs, predictions))
     assert files == "report.json, report.html, confusion_matrix.png, worst_mistakes.png"
     assert (tmp_path / "confusion_matrix.png").stat().st_size > 0
-
-
-@pytest.mark.parametrize(
-    ("table", "name"),
-    [
-        ("new.csv", "new"),
-        ("test.csv", "test-table"),
-        ("val", "val-table"),
-        (".", "here"),
-        ("late_fusion-val.csv", "late_fusion-val-table"),
-    ],
-)
-def test_the_folder_of_a_tables_predictions_is_never_that_of_a_split(tmp_path, monkeypatch, table, name):
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    assert evaluate.name_of(Path(table)) == name
 
 
 def test_what_stands_in_for_an_input_and_was_never_trained_is_named(evaluated):
