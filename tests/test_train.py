@@ -904,19 +904,6 @@ def test_a_resume_names_an_lr_below_a_raised_min_lr(tmp_path, train_here):
 
 
 @pytest.mark.slow
-def test_a_rule_that_never_acts_is_refused_before_a_run_and_not_in_one_that_goes_on(tmp_path, train_here):
-    names = ", ".join(GROUP_NAMES)
-    rule = f"learning_rates.reductions=[{{groups: [{names}], monitor: val/loss, rule: plateau, patience: 0, "
-    given = [rule + "factor: 0.1, min_lr: 1e-9}]", "learning_rates.stop_when_exhausted=true", "run.epochs=2"]
-    late = "learning_rates.warmup_steps=999999"
-    result = run("train.py", "--config", SMOKE, f"run.folder={tmp_path}", *given, late)
-    assert result.returncode == 2 and result.stderr.count("\n") == 1 and not [*tmp_path.iterdir()]
-    assert "has reductions[0], which never acts: its validations count from epoch" in result.stderr
-    train_here(tmp_path, *given, "learning_rates.warmup_steps=0", "run.epochs=2")
-    assert train_here(tmp_path, *given, late, "--dry-run", "--resume", "auto")
-
-
-@pytest.mark.slow
 def test_bf16_learns_along_the_curve_of_fp32(tmp_path, train_here):
     curves = {}
     for number_format in ("fp32", "bf16"):

@@ -14,7 +14,6 @@ from app.evaluation.metrics import check_monitor, metric_names
 from app.evaluation.predictions import Predictions, predict
 from app.evaluation.scores import metrics_of
 from app.learning_rates.best_weights import BestWeights
-from app.learning_rates.exhaustion import never_exhausted
 from app.learning_rates.learning_rates import LearningRates
 from app.learning_rates.rules import Improvement
 from app.messages import Findings, warn
@@ -283,8 +282,6 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
         changed += parts.other_rows(saved, *SPLITS)
         run.notes = notes + [f"changed since then: {line}" for line in changed]
         run.notes += [f"starts afresh: {line}" for line in afresh] + learning_rates.below_min_lr
-    elif config.learning_rates.stop_when_exhausted:
-        _raise_never_exhausted(config, len(loaders["train"]))
     return run
 
 
@@ -296,12 +293,4 @@ def _raise_if_prepared_otherwise(now: DataConfig, before: DataConfig) -> None:
         for key, value in now.reading().items()
         if key in old and value != old[key]
     ]:
-        raise Findings(lines)
-
-
-def _raise_never_exhausted(config: Config, steps_per_epoch: int) -> None:
-    """What the config alone could not tell, of a run from its start: a resumed one may have finished its warm-ups."""
-    groups, epochs = config.optimizer.groups, config.run.epochs
-    lines = never_exhausted(groups, config.learning_rates, epochs=epochs, steps_per_epoch=steps_per_epoch)
-    if lines := [*lines]:
         raise Findings(lines)

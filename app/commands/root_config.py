@@ -9,7 +9,6 @@ from pydantic import Field
 from app.config import changed_from_default, check_config, environment_values, read_config
 from app.config import read_part as read_part_of
 from app.learning_rates.balance import KEY, branches_without_groups, groups_of_branches, needs_both_branches
-from app.learning_rates.exhaustion import never_exhausted
 from app.learning_rates.learning_rates import LearningRatesConfig
 from app.learning_rates.rules import ReductionConfig
 from app.messages import Findings, nearest
@@ -105,8 +104,6 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield from _wrong_group(f"learning_rates.schedules.{name}", name, groups, epochs)
     for i, reduction in enumerate(config.learning_rates.reductions):
         yield from _wrong_reduction(f"learning_rates.reductions[{i}]", reduction, groups, epochs)
-    if config.learning_rates.stop_when_exhausted:
-        yield from never_exhausted(groups, config.learning_rates, epochs=epochs)
     yield from _wrong_balance(config)
     yield from _ignored_lr(config)
     yield from _fusion_without_parameters(config)

@@ -62,7 +62,9 @@ class LearningRatesConfig(Section):
     )
     reductions: list[Reduction] = Field(description="rules that multiply the lr of groups by a factor")
     stop: StopConfig | None = Field(None, description="early stop")
-    stop_when_exhausted: bool = Field(False, description="stop when every group is at its min_lr and stalled again")
+    stop_when_exhausted: bool = Field(
+        False, description="stop when every group is at its min_lr, above 0, and stalled again"
+    )
 
 
 class LearningRates:
@@ -248,8 +250,8 @@ class LearningRates:
         if group in self.frozen_for_good:
             return True
         rules = [rule for rule in self.rules if rule.group == group]
-        floors = [rule.floor for rule in rules if rule.repeats]
-        return any(rule.exhausted for rule in rules) and self.reduction[group] <= min(floors)
+        at_floors = all(self.reduction[group] <= rule.floor for rule in rules if rule.repeats)
+        return at_floors and any(rule.exhausted for rule in rules)
 
     def _exhausted_in_words(self) -> str:
         for_good = any(config.freeze_from is not None for config in self.groups.values())

@@ -111,10 +111,6 @@ class Rule:
         """
         raise NotImplementedError
 
-    def first_act(self) -> tuple[int, str]:
-        """The fewest validations that count with which it can act, and the setting that asks for more than one."""
-        return 1, ""
-
     def condition(self) -> str:
         """When it acts, in words that follow "when"."""
         raise NotImplementedError
@@ -229,10 +225,6 @@ class Plateau(Rule):
             return factor
         self.bad_validations = 0
         return factor * self.config.factor
-
-    def first_act(self) -> tuple[int, str]:
-        patience = self.config.patience
-        return patience + 2, f"patience {patience}: a first one, then {patience + 1} without improvement"
 
     def condition(self) -> str:
         return f"{self.config.monitor} {stalled(self.config.monitor)} for {validations(self.config.patience + 1)}"

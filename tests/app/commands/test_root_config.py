@@ -8,10 +8,6 @@ from app.records.run_folder import create_run_folder
 
 PLATEAU = {"groups": ["image_branch"], "monitor": "val/loss", "rule": "plateau", "factor": 0.1, "patience": 1}
 THRESHOLD = {"groups": ["image_branch"], "monitor": "val/loss", "rule": "threshold", "factor": 0.1, "above": 0.5}
-GROUPS = ["image_branch", "temporal_branch", "fusion_head", "unimodal_heads"]
-FLOOR = PLATEAU | {"groups": GROUPS, "min_lr": 1e-6}
-PLATEAU_LATE = FLOOR | {"start_epoch": 8}
-EVERY = PLATEAU | {"groups": ["image_branch", "temporal_branch", "fusion_head", "unimodal_heads"]}
 
 
 def without(entry, key):
@@ -51,30 +47,6 @@ def without(entry, key):
             "learning_rates",
             {"schedules": {"image_branch": {"name": "cos"}}},
             "expected one of constant, cosine, linear",
-        ),
-        (
-            "learning_rates",
-            {"reductions": [PLATEAU | {"min_lr": 1e-6}], "stop_when_exhausted": True},
-            "for each of the groups 'temporal_branch', 'fusion_head', 'unimodal_heads' has no reduction",
-        ),
-        ("learning_rates", {"reductions": [EVERY], "stop_when_exhausted": True}, "reductions[0] with min_lr 0"),
-        (
-            "learning_rates",
-            {"reductions": [FLOOR | {"start_epoch": 11}], "stop_when_exhausted": True},
-            "reductions[0], which never acts: its start_epoch 11 is after the last epoch (run.epochs 10)",
-        ),
-        (
-            "learning_rates",
-            {"reductions": [FLOOR | {"patience": 9}], "stop_when_exhausted": True},
-            "'unimodal_heads' has reductions[0], which never acts: it needs 11 validations (patience 9: a first",
-        ),
-        (
-            "learning_rates",
-            {
-                "reductions": [without(FLOOR, "patience") | {"rule": "threshold", "above": 0.5}],
-                "stop_when_exhausted": True,
-            },
-            "'unimodal_heads' has only thresholds that act once; give one of them repeat: true",
         ),
         ("learning_rates", {"reductions": [PLATEAU | {"groups": ["fusion_head"] * 2}]}, "names 'fusion_head' twice"),
         ("learning_rates", {"reductions": [THRESHOLD | {"above": math.nan}]}, "above: found nan, must be a finite"),
@@ -126,14 +98,6 @@ def test_a_balance_rule_needs_two_branches_whose_groups_train(tree, section, cha
     with pytest.raises(ValueError, match="^balance.learning_rates: ") as error:
         parse_config(tree)
     assert message in str(error.value) and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "reductions", [[FLOOR], [FLOOR | {"patience": 8}], [FLOOR, THRESHOLD | {"groups": GROUPS}], [FLOOR, PLATEAU_LATE]]
-)
-def test_what_can_be_exhausted_is_accepted(tree, reductions):
-    tree["learning_rates"].update(reductions=reductions, stop_when_exhausted=True)
-    assert parse_config(tree)[0].learning_rates.stop_when_exhausted
 
 
 @pytest.mark.parametrize(

@@ -251,6 +251,15 @@ def test_a_group_of_several_rules_is_exhausted_when_none_of_them_can_bring_it_fu
     assert path == [(pytest.approx(lr), stops) for lr, stops in expected]
 
 
+def test_a_group_is_exhausted_where_the_last_of_its_rules_that_act_once_meets_its_min_lr():
+    once = [threshold([*LRS], above=0.5, min_lr=1e-6), threshold([*LRS], above=0.5, min_lr=2e-4)]
+    rates = make(*once, stop_when_exhausted=True, groups=dict.fromkeys(LRS, {"lr": 0.001}))
+    feed(rates, [0.1])
+    assert rates.should_stop() is None
+    feed(rates, [1.0], first_epoch=2)
+    assert lrs(rates) == pytest.approx([1e-4] * 4) and "every group" in rates.should_stop()
+
+
 def test_curves_show_the_inner_state():
     rates = make(reduction(["image_branch"], patience=3, cooldown=4), reduction(["fusion_head"]))
     feed(rates, [1.0, 2.0, 2.0])
