@@ -92,7 +92,7 @@ class Run:
     state: State
     resumed_from: Path | None = None
     resumed_val: dict[str, float] = field(default_factory=dict)  # the validation of that checkpoint
-    notes: list[str] = field(default_factory=list)  # what a resume changed, starts afresh, leads to
+    notes: list[str] = field(default_factory=list)  # what a resume changed, and starts from the beginning
     folder: Path | None = None
 
     @property
@@ -276,12 +276,12 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
         state=state,
     )
     if saved:
-        afresh = state.load_state_dict(saved, resume_from)
+        restarted = state.load_state_dict(saved, resume_from)
         run.resumed_from, run.resumed_val = resume_from, saved["val"]
         changed = differences(saved["config"], tree) + changed_environment(saved, tree)
         changed += parts.other_rows(saved, *SPLITS)
         run.notes = notes + [f"changed since then: {line}" for line in changed]
-        run.notes += [f"starts afresh: {line}" for line in afresh] + learning_rates.below_min_lr
+        run.notes += [f"starts from the beginning: {line}" for line in restarted]
     return run
 
 

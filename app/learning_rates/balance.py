@@ -56,8 +56,6 @@ class Miles:
 
     Config = MilesConfig
     MONITORS = ("val/accuracy", *(f"val/{branch}/accuracy" for branch in BRANCHES))
-    # State -> the settings it was decided under. Where one of them changed, that state starts afresh on resume.
-    DECIDED_UNDER: dict[str, tuple[str, ...]] = {"slowed": ("threshold", "release")}
 
     def __init__(self, config: MilesConfig, groups: dict[str, GroupConfig], monitors: list[str]):
         self.config = config
@@ -128,18 +126,12 @@ class Miles:
 
     def load_state_dict(self, state: dict[str, Any]) -> list[str]:
         """Takes over what was decided under the settings of today; returns the rest, in words."""
-        saved = state["settings"]
-        if saved["rule"] != self.config.rule:
-            return [f"{KEY} (rule: {saved['rule']} -> {self.config.rule})"]
-        afresh = []
-        for name, settings in self.DECIDED_UNDER.items():
-            now = self.config.model_dump()
-            changed = [f"{key}: {saved[key]} -> {now[key]}" for key in settings if saved[key] != now[key]]
-            if not changed:
-                setattr(self, name, state[name])
-            elif state[name] != getattr(self, name):
-                afresh.append(f"{name} of {KEY} ({', '.join(changed)})")
-        return afresh
+        saved, now = state["settings"], self.config.model_dump()
+        decides = ("rule", "threshold", "release")
+        changed = [f"{key}: {saved.get(key)} -> {now[key]}" for key in decides if saved.get(key) != now[key]]
+        if not changed:
+            self.slowed = state["slowed"]
+        return [f"slowed of {KEY} ({', '.join(changed)})"] if changed and state["slowed"] else []
 
 
 BALANCE_RULES: dict[str, type[Miles]] = {"miles": Miles}

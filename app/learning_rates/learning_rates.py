@@ -12,7 +12,6 @@ from pydantic import Field
 from app.evaluation.metrics import check_monitor
 from app.learning_rates.balance import BALANCE_RULES, KEY, BalanceRule
 from app.learning_rates.events import LrEvent
-from app.learning_rates.matching import match_rules
 from app.learning_rates.rules import MODE_IS_GONE, RULES, Improvement, Reduction, Rule, stalled, validations
 from app.learning_rates.spans import Span
 from app.param_groups.groups import GroupConfig
@@ -110,7 +109,6 @@ class LearningRates:
         self.stop = Improvement(config.stop.monitor) if config.stop else None
         self.stop_count = 0
         self.balance = BALANCE_RULES[balance.rule](balance, groups, monitors) if balance else None
-        self.below_min_lr: list[str] = []  # set by load_state_dict: what a changed lr or min_lr leads to, in words
         self._check_monitors(monitors)
 
     def lr(self, group: str, step: int, epoch: float) -> float:
@@ -308,43 +306,46 @@ class LearningRates:
         have been frozen under another group's name, and a warm-up that was not needed does less harm than a full lr
         at once. So it unfreezes with event and warm-up, now if its freeze_until has passed.
 
-        Returns what starts afresh because the config has changed, one line each.
+        Returns what starts from the beginning because the config has changed, one line each.
         """
         new = [name for name in self.groups if name not in state["reduction"]]
-        afresh = [f"the reduction of {name} (a new group)" for name in new]
+        restarted = [f"the reduction of {name} (a new group)" for name in new]
         self.reduction |= {name: value for name, value in state["reduction"].items() if name in self.groups}
         self.frozen = {name for name in state["frozen"] if name in self.groups}
         self.frozen |= {name for name in new if self.groups[name].freeze_until != 0}
         self.unfrozen_at = {name: step for name, step in state["unfrozen_at"].items() if name in self.groups}
         for name, saved in state["conditions"].items():
-            afresh += self.spans[name].load_state_dict(saved) if name in self.spans else []
-        afresh += self._load_rules(state["rules"])
+            restarted += self.spans[name].load_state_dict(saved) if name in self.spans else []
+        restarted += self._load_rules(state["rules"])
         if self.stop:
             saved, monitor = state["stop"], self.config.stop.monitor
             if saved.get("monitor") == monitor:
                 self.stop.best, self.stop_count = saved["best"], saved["count"]
             elif "monitor" in saved:
-                afresh.append(f"best and count of stop (monitor: {saved['monitor']} -> {monitor})")
+                restarted.append(f"best and count of stop (monitor: {saved['monitor']} -> {monitor})")
         if self.balance:
             saved = state["balance"]
             none = f"{KEY} (the checkpoint has no {self.balance.config.rule})"
-            afresh += self.balance.load_state_dict(saved) if saved else [none]
-        return afresh
+            restarted += self.balance.load_state_dict(saved) if saved else [none]
+        return restarted
 
     def _load_rules(self, saved: list[dict[str, Any]]) -> list[str]:
-        """Returns what starts afresh. An lr below a min_lr that is unchanged is another rule's doing, as planned."""
-        pairs, afresh = match_rules(self.rules, saved)
-        for rule, state in pairs:
-            afresh += rule.load_state_dict(state)
-        known = {rule.key: state["settings"] for rule, state in pairs}
-        self.below_min_lr = [
-            f"reductions[{rule.index}].min_lr {rule.config.min_lr:g} is above the lr of {rule.group}, which is "
-            f"{self.groups[rule.group].lr * self.reduction[rule.group]:g} without warm-up and schedule: this rule "
-            "cannot lower it; lower min_lr, or raise the lr"
-            for rule in self.rules
-            if rule.has_new_floor(known.get(rule.key)) and self.reduction[rule.group] < rule.floor * (1 - 1e-9)
-        ]
-        return afresh
+        """Of the rules of a group that are of one kind and watch one monitor, the n-th continues the n-th saved one.
+
+        Returns what starts from the beginning.
+        """
+        restarted, waiting = [], list(saved)
+        for rule in self.rules:
+            state = next(filter(rule.is_same_kind, waiting), None)
+            if state is None:
+                kind = f"{rule.config.rule} on {rule.config.monitor}"
+                restarted.append(
+                    f"reductions[{rule.index}] for {rule.group} (the checkpoint has no {kind} left for it)"
+                )
+            else:
+                waiting.remove(state)
+                restarted += rule.load_state_dict(state)
+        return restarted
 
     def _warmup(self, group: str, step: int) -> float:
         config = self.groups[group]

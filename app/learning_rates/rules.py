@@ -73,7 +73,7 @@ class Rule:
 
     Config: type[ReductionConfig]  # its section of the config
 
-    # State -> the settings it was counted under. Where one of them changed, that state starts afresh on resume.
+    # State -> the settings it was counted under. Where one changed, a resume starts that state from the beginning.
     COUNTED_UNDER: dict[str, tuple[str, ...]] = {
         "best": ("threshold", "threshold_mode", "start_epoch"),
         "cooldown": ("cooldown",),
@@ -168,25 +168,12 @@ class Rule:
         same = (self.group, self.config.monitor, self.config.rule)
         return (state["group"], settings["monitor"], settings["rule"]) == same
 
-    def differing(self, state: dict[str, Any]) -> int:
-        """The number of settings in which a saved rule of the same kind differs.
-
-        The base lr is its group's setting, and says nothing of which of the group's rules this is.
-        """
-        settings = state["settings"]
-        keys = (settings.keys() | self.settings.keys()) - {"lr"}
-        return sum(settings.get(key) != self.settings.get(key) for key in keys)
-
-    def has_new_floor(self, settings: dict[str, Any] | None) -> bool:
-        """Whether its floor is not that of the saved rule that it continues (whose settings are given, if any)."""
-        return settings is None or any(settings[key] != self.settings[key] for key in ("min_lr", "lr"))
-
     def load_state_dict(self, state: dict[str, Any]) -> list[str]:
         """Takes over what was counted under the settings of today; returns the rest, in words.
 
         state: one for which `is_same_kind` holds.
         """
-        afresh = []
+        restarted = []
         for name, settings in self.COUNTED_UNDER.items():
             changed = [
                 f"{key}: {state['settings'].get(key)} -> {self.settings[key]}"
@@ -196,9 +183,9 @@ class Rule:
             if not changed:
                 setattr(self, name, state[name])
             elif state[name] != getattr(self, name):
-                afresh.append(f"{name} of reductions[{self.index}] for {self.group} ({', '.join(changed)})")
+                restarted.append(f"{name} of reductions[{self.index}] for {self.group} ({', '.join(changed)})")
         self.best_from = state["key"] if self.best is not None else None
-        return afresh
+        return restarted
 
 
 class PlateauConfig(ReductionConfig):

@@ -52,7 +52,7 @@ def test_the_reduced_groups_weights_and_statistics_come_back_and_no_others(small
         assert (value == expected).all(), name
 
 
-def test_the_restored_groups_moments_start_afresh_and_no_others(small_model, set_up):
+def test_the_restored_groups_moments_start_from_the_beginning_and_no_others(small_model, set_up):
     rates, best = set_up()
     validate(rates, best, 1.0, 1)
     for parameter in small_model.parameters():
@@ -140,7 +140,7 @@ def test_the_copy_follows_its_rule_to_another_place_in_the_list(small_model, set
     assert all((tensor == 1).all() for tensor in resumed.kept["0 image_branch"].values())
 
 
-def test_the_copy_goes_with_the_best_that_starts_afresh(small_model, set_up):
+def test_the_copy_goes_with_the_best_that_starts_from_the_beginning(small_model, set_up):
     rates, best = set_up()
     validate(rates, best, 1.0, 1)
     _, resumed, lines = resume(set_up, rates, best, replace(set_up.rule, threshold=0.3))

@@ -315,7 +315,7 @@ def test_the_direction_belongs_to_the_monitor():
         ({"groups": ["fusion_head"]}, ["reductions[0] for fusion_head (the checkpoint has no plateau on val/loss"]),
     ],
 )
-def test_what_was_counted_under_another_setting_starts_afresh_and_is_named(change, named):
+def test_what_was_counted_under_another_setting_starts_from_the_beginning_and_is_named(change, named):
     values = {"patience": 1, "min_lr": 0.001, "factor": 1e-9}
     before = make(reduction(["image_branch"], **values))
     feed(before, [1.0, 2.0, 2.0, 2.0, 2.0, 2.0])  # at min_lr after the third, and stalled there after the fifth
@@ -334,7 +334,7 @@ def test_what_was_counted_under_another_setting_starts_afresh_and_is_named(chang
     assert after.reduction["image_branch"] == before.reduction["image_branch"]  # what was decided stays
 
 
-def test_cooldown_and_a_threshold_that_has_fired_start_afresh_under_other_settings():
+def test_cooldown_and_a_threshold_that_has_fired_start_from_the_beginning_under_other_settings():
     before = make(threshold(["image_branch"], above=0.5, cooldown=4))
     feed(before, [1.0])
     same = make(threshold(["image_branch"], above=0.5, cooldown=4))
@@ -347,7 +347,7 @@ def test_cooldown_and_a_threshold_that_has_fired_start_afresh_under_other_settin
     assert [epoch for epoch, _ in feed(other, [1.0], first_epoch=2)] == [2]
 
 
-def test_exhausted_starts_afresh_under_another_base_lr():
+def test_exhausted_starts_from_the_beginning_under_another_base_lr():
     before = make(reduction(["image_branch"], patience=0, factor=1e-9, min_lr=0.001))
     feed(before, [1.0, 1.0, 1.0])
     after = make(reduction(["image_branch"], patience=0, min_lr=0.001), groups={"image_branch": {}})
@@ -357,20 +357,47 @@ def test_exhausted_starts_afresh_under_another_base_lr():
     ]
 
 
-def test_unchanged_rules_keep_their_state_wherever_they_stand_in_the_list():
-    """Two rules of the same group, monitor and kind: the state of a removed one must not pass to the other."""
-    patient, impatient = reduction(["image_branch"], patience=9), reduction(["image_branch"], patience=0)
-    before = make(impatient, patient)
-    feed(before, [1.0, 2.0, 2.0])
-    after = make(patient)
-    assert after.load_state_dict(before.state_dict()) == []
-    assert after.rules[0].bad_validations == 2
-    turned = make(patient, impatient)
-    assert turned.load_state_dict(before.state_dict()) == []
-    assert [rule.bad_validations for rule in turned.rules] == [2, 0]
+def counted(*states, rules):
+    """The bad validations of each rule, and the lines, where the saved rules have counted 1, 2, ..."""
+    before, after = make(*states), make(*rules)
+    for number, rule in enumerate(before.rules, start=1):
+        rule.best, rule.bad_validations = 1.0, number
+    lines = after.load_state_dict(before.state_dict())
+    return [rule.bad_validations for rule in after.rules], lines
 
 
-def test_the_stop_rule_starts_afresh_under_another_monitor():
+def test_the_nth_rule_of_a_group_kind_and_monitor_continues_the_nth_saved_one():
+    changes = ({}, {"patience": 9}, {"monitor": "val/accuracy"})
+    one, other, accuracy = (reduction(["image_branch", "fusion_head"], **change) for change in changes)
+    assert counted(one, other, accuracy, rules=[one, other, accuracy]) == ([1, 2, 3, 4, 5, 6], [])
+    assert counted(one, other, accuracy, rules=[accuracy, one, other]) == ([5, 6, 1, 2, 3, 4], [])
+    assert counted(one, other, accuracy, rules=[other, accuracy]) == ([1, 2, 5, 6], [])
+
+
+def test_a_rule_without_a_partner_starts_from_the_beginning_and_is_named():
+    one = reduction(["image_branch"])
+    left = "for image_branch (the checkpoint has no {} left for it)"
+    assert counted(one, rules=[one, one]) == ([1, 0], [f"reductions[1] {left.format('plateau on val/loss')}"])
+    elsewhere = [reduction(["fusion_head"]), reduction(["image_branch"], "val/accuracy")]
+    assert counted(one, rules=elsewhere) == (
+        [0, 0],
+        [
+            "reductions[0] for fusion_head (the checkpoint has no plateau on val/loss left for it)",
+            f"reductions[1] {left.format('plateau on val/accuracy')}",
+        ],
+    )
+
+
+@pytest.mark.parametrize("min_lr", [0.009, 0.011, 0.02])
+def test_a_min_lr_that_a_resume_raises_above_the_lr_leaves_it_where_it_is(min_lr):
+    before, after = (make(reduction(["image_branch"], patience=0, min_lr=floor)) for floor in (0.0, min_lr))
+    feed(before, [1.0, 1.0])
+    after.load_state_dict(before.state_dict())
+    feed(after, [1.0] * 3, first_epoch=3)
+    assert lrs(after)[0] == pytest.approx(min(0.01, max(min_lr, 0.001))) and after.rules[0].exhausted
+
+
+def test_the_stop_rule_starts_from_the_beginning_under_another_monitor():
     before = make(stop=StopConfig(monitor="val/loss", patience=3))
     feed(before, [0.1, 0.2, 0.3])
     after = make(stop=StopConfig(monitor="val/accuracy", patience=1))
@@ -471,50 +498,3 @@ def test_a_frozen_group_that_was_renamed_unfreezes_with_event_and_warmup(freeze_
     for epoch in events:
         assert [event.describe() for event in found[epoch]] == ["lr of image_branch 0 -> 0.1: unfrozen"]
         assert [lrs(after, 10 * epoch + i)[0] for i in (0, 9, 19, 20)] == pytest.approx([0.005, 0.05, 0.1, 0.1])
-
-
-@pytest.mark.parametrize(
-    ("lr", "min_lrs", "named"),
-    [
-        (0.1, (0.02, 0.001), []),  # below the min_lr of the first rule, by the second one: as the plan says
-        (0.05, (0.02, 0.001), [0]),
-        (0.1, (0.03, 0.001), [0]),
-        (0.1, (0.02, 0.009), []),
-        (0.1, (0.02, 0.01), []),  # just there
-        (0.1, (0.02, 0.011), [1]),
-        (0.05, (0.02, 0.0051), [0, 1]),
-        (0.5, (0.02, 0.001), []),
-    ],
-)
-def test_an_lr_that_a_resume_finds_below_a_min_lr_is_named_and_stays(lr, min_lrs, named):
-    def rules(high, low):
-        return (
-            reduction(["image_branch"], patience=9, min_lr=high),
-            reduction(["image_branch"], "val/accuracy", patience=0, min_lr=low),
-        )
-
-    before = make(*rules(0.02, 0.001))
-    feed(before, [1.0, 1.0])
-    assert before.lr("image_branch", 20, 2) == pytest.approx(0.01)
-    before.start_epoch(epoch=2, step=20)
-    after = make(*rules(*min_lrs), groups={"image_branch": {"lr": lr}})
-    after.load_state_dict(before.state_dict())
-    now = after.lr("image_branch", 20, 2)
-    assert now == pytest.approx(lr * 0.1)
-    assert after.below_min_lr == [
-        f"reductions[{i}].min_lr {min_lrs[i]} is above the lr of image_branch, which is {now:g} without warm-up and "
-        "schedule: this rule cannot lower it; lower min_lr, or raise the lr"
-        for i in named
-    ]
-    again = make(*rules(*min_lrs), groups={"image_branch": {"lr": lr}})
-    again.load_state_dict(after.state_dict())
-    assert again.below_min_lr == []  # nothing has changed since then
-
-
-def test_an_added_rule_with_a_min_lr_above_the_lr_is_named():
-    before = make(reduction(["image_branch"], patience=0))
-    feed(before, [1.0, 1.0])
-    after = make(reduction(["image_branch"], patience=0), threshold(["image_branch"], above=9.0, min_lr=0.05))
-    after.load_state_dict(before.state_dict())
-    (line,) = after.below_min_lr
-    assert line.startswith("reductions[1].min_lr 0.05 is above the lr of image_branch, which is 0.01 ")

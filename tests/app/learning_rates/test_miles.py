@@ -219,7 +219,7 @@ def test_a_series_that_was_broken_goes_on_as_the_unbroken_one(stop):
         ([EVEN], {"threshold": 0.3, "release": 0.1}, [], BOTH),
     ],
 )
-def test_what_was_decided_under_another_setting_starts_afresh_and_is_named(series, changes, lines, after):
+def test_what_was_decided_under_another_setting_starts_from_the_beginning_and_is_named(series, changes, lines, after):
     before, resumed = make(), make(balance=changes)
     feed(before, *series)
     assert resumed.load_state_dict(before.state_dict()) == lines

@@ -167,7 +167,7 @@ def test_an_added_rule_goes_on_after_a_resume(stop_after):
     assert resumed.state_dict() == straight.state_dict()
 
 
-def test_state_of_an_added_rule_starts_afresh_under_other_settings_and_is_named():
+def test_state_of_an_added_rule_starts_from_the_beginning_under_other_settings_and_is_named():
     before = make(at_counts(["image_branch"], 9))
     feed(before, [1.0] * 3)
     kept, afresh = make(at_counts(["image_branch"], 4)), make(at_counts(["image_branch"], 4, start_epoch=2))

@@ -152,7 +152,7 @@ def test_what_was_met_stays_met_over_a_resume_whose_condition_is_the_same():
         ),
     ],
 )
-def test_under_another_condition_it_is_judged_afresh(key, change, lines):
+def test_under_another_condition_it_is_judged_from_the_beginning(key, change, lines):
     before, after = make({key: GOOD}), make({key: {**GOOD, **change}})
     frozen = run(before, [0.9, 0.1])[0][-1]
     assert after.load_state_dict(before.state_dict()) == lines
