@@ -1,26 +1,19 @@
-"""Your own data, before any training: is a table of files fit to be trained on? And the default data as such a table.
+"""Your own data, before any training: is a table of files fit to be trained on?
 
 python -m app.commands.manifest check my/table.csv
 python -m app.commands.manifest check my/table.csv data.sequence.layout=FT model.image_branch=null
 python -m app.commands.manifest cache my/table.csv
-python -m app.commands.manifest export-digits DIR
 """
 
 import argparse
-import csv
 import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
 
 from app.commands.build import modalities_of
-from app.commands.root_config import Config, load_config
-from app.config import save_config
-from app.messages import format_table, report_error, survive_lost_output, writing
-from data.digits import Digits, DigitsConfig
+from app.commands.root_config import load_config
+from app.messages import format_table, report_error, survive_lost_output
 from data.manifest.cache import make_cache
 from data.manifest.check import Checked, check
 from data.manifest.config import ManifestConfig
@@ -28,35 +21,27 @@ from data.manifest.facts import ImageFacts, SequenceFacts
 from data.spec import SPLITS
 
 COMMANDS = {
-    "check": ("say what a table holds, and all that is wrong with it", "configs/manifest.yaml"),
-    "cache": ("check it, and decode its files ahead of the first training", "configs/manifest.yaml"),
-    "export-digits": ("write one draw of the default data as a table of files", "configs/fusion.yaml"),
+    "check": "say what a table holds, and all that is wrong with it",
+    "cache": "check it, and decode its files ahead of the first training",
 }
-_LARGEST = 2**16 - 1  # of a 16-bit image
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "command", choices=COMMANDS, help="; ".join(f"{n}: {what}" for n, (what, _) in COMMANDS.items())
-    )
-    parser.add_argument("path", metavar="PATH", help="the table or folder that is checked, or the new folder")
-    parser.add_argument("--config", metavar="YAML", help="how data are read; default: manifest.yaml, or fusion.yaml")
+    parser.add_argument("command", choices=COMMANDS, help="; ".join(f"{n}: {what}" for n, what in COMMANDS.items()))
+    parser.add_argument("path", metavar="PATH", help="the table or folder that is checked")
+    parser.add_argument("--config", metavar="YAML", default="configs/manifest.yaml", help="how data are read")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the config")
     args = parser.parse_intermixed_args(arguments)
-    config = args.config or COMMANDS[args.command][1]
     try:
-        if args.command != "export-digits":
-            return check_manifest(args.path, config, args.overrides, build_cache=args.command == "cache")
-        export_digits(Path(args.path), *load_config(config, args.overrides))
+        return check_manifest(args.path, args.config, args.overrides, build_cache=args.command == "cache")
     except KeyboardInterrupt:
         return 130
     except Exception as error:
         if args.debug:
             raise
         return report_error(error)
-    return 0
 
 
 def check_manifest(manifest: str, config_path: str, overrides: list[str], *, build_cache: bool = False) -> int:
@@ -141,46 +126,6 @@ def _images(facts: list[ImageFacts]) -> list[str]:
     depths = ", ".join(f"{depth} ({n:,})" for depth, n in Counter(fact.depth for fact in facts).most_common())
     lowest, highest = min(fact.lowest for fact in facts), max(fact.highest for fact in facts)
     return [f"images: {len(facts):,} files; {commonest}{more}; {depths}; values {lowest:g} to {highest:g}"]
-
-
-def export_digits(folder: Path, config: Config, tree: dict) -> None:
-    """Writes the draw that data.redraw=false trains on: 16-bit PNG, .npy, manifest.csv, and a config that trains on it.
-
-    Raises ValueError where the folder holds something already, OSError where it cannot be written.
-    """
-    if not isinstance(config.data, DigitsConfig):
-        raise ValueError(f"data.source: found {config.data.source}; only digits can be exported")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is not empty; give a new folder")
-    fixed = config.data.model_copy(update={"redraw": False})
-    splits = Digits(fixed).splits(seed=0, image_mean=[0.0] * 3, image_std=[1.0] * 3)
-    drawn = {name: split.draw(0, torch.arange(len(split))) for name, split in splits.items()}
-    darkest = min(float(images.min()) for images, _, _ in drawn.values())
-    scale = _LARGEST / (max(float(images.max()) for images, _, _ in drawn.values()) - darkest)
-    with writing(folder):
-        for name in ("images", "sequences"):
-            (folder / name).mkdir(parents=True)
-        with open(folder / "manifest.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(("id", "image", "sequence", "label", "split"))
-            for name, (images, sequences, lengths) in drawn.items():
-                for i, label in enumerate(splits[name].labels.tolist()):
-                    row = f"{name}-{i:04}"
-                    pixels = ((images[i] - darkest) * scale).round().numpy().astype(np.uint16)
-                    Image.fromarray(pixels).save(folder / "images" / f"{row}.png")
-                    np.save(folder / "sequences" / f"{row}.npy", sequences[i, : lengths[i]].numpy())
-                    writer.writerow((row, f"images/{row}.png", f"sequences/{row}.npy", label, name))
-        data = {
-            "source": "manifest",
-            "manifest": str(folder / "manifest.csv"),
-            "batch_size": fixed.batch_size,
-            "image_size": fixed.image_size,
-            "image": {"value_range": [-darkest * scale, (1 - darkest) * scale]},
-            "sequence": {"normalise": False, "deltas": True},
-        }
-        save_config({**tree, "data": data}, folder / "config.yaml")
-    total = sum(len(split) for split in splits.values())
-    print(f"{total:,} rows written to {folder}; train on them: python train.py --config {folder / 'config.yaml'}")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,9 @@
-import csv
-
 import pytest
-import torch
-import yaml
 
 from app.commands import manifest
-from app.commands.root_config import load_config
-from data.source import make_source
 from tests.conftest import ROOT
 from tests.data.manifest.tables import good_rows, write_rows
 
-IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 CONFIG = ["--config", str(ROOT / "configs" / "manifest.yaml")]
 
 
@@ -67,38 +60,6 @@ def test_check_wants_a_config_of_a_manifest(tmp_path, rows, capsys):
     path = write_rows(tmp_path / "table.csv", rows)
     assert manifest.main(["check", str(path), "--config", str(ROOT / "configs" / "fusion.yaml")]) == 2
     assert "data.manifest: belongs to source: manifest, not to source: digits" in capsys.readouterr().err
-
-
-def test_exported_digits_are_the_draw_of_the_built_in_source(tmp_path, capsys):
-    assert (
-        manifest.main(["export-digits", str(tmp_path / "digits"), "--config", str(ROOT / "configs/fusion.yaml")]) == 0
-    )
-    exported = load_config(tmp_path / "digits" / "config.yaml")[0].data
-    built_in = load_config(ROOT / "configs" / "fusion.yaml", ["data.redraw=false"])[0].data
-    sources = make_source(exported), make_source(built_in)
-    assert sources[0].spec.class_counts == sources[1].spec.class_counts
-    assert sources[0].spec.class_names == sources[1].spec.class_names
-    for split in ("train", "val", "test"):
-        files, drawn = (source.splits(seed=3, **IMAGENET)[split] for source in sources)
-        assert len(files) == len(drawn)
-        indices = torch.arange(0, len(files), 5)
-        ours, theirs = files[0, indices], drawn[4, indices]
-        for name in ("sequence", "length", "label", "present"):
-            assert torch.equal(ours[name], theirs[name])
-        # 16 bits for about 3 times the step from black to white, over a deviation of 0.225: 1e-4 at most
-        torch.testing.assert_close(ours["image"], theirs["image"], atol=1.5e-4, rtol=0)
-    with open(tmp_path / "digits" / "manifest.csv", newline="") as file:
-        assert len({row["id"] for row in csv.DictReader(file)}) == 3000
-    saved = yaml.safe_load((tmp_path / "digits" / "config.yaml").read_text())
-    assert saved["data"]["batch_size"] == 32 and saved["optimizer"]["name"] == "AdamW"
-
-
-def test_export_takes_the_place_of_nothing(tmp_path, capsys):
-    (tmp_path / "digits").mkdir()
-    (tmp_path / "digits" / "mine.txt").write_text("keep")
-    assert manifest.main(["export-digits", str(tmp_path / "digits")]) == 2
-    assert "is not empty; give a new folder" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "digits").iterdir()] == ["mine.txt"]
 
 
 def test_the_cache_is_built_ahead(tmp_path, rows, capsys):
