@@ -10,8 +10,7 @@ from pydantic import Field
 
 from data.digits import Digits
 from data.manifest.config import ManifestConfig
-from data.manifest.new_rows import NewRows
-from data.manifest.source import Manifest
+from data.manifest.source import Manifest, NewRows
 from data.spec import MODALITIES, DataConfig, DataSpec
 from data.split import Split
 

@@ -57,7 +57,6 @@ def test_imports_run_one_way(path):
     [
         (r"omegaconf", "app/config.py"),
         (r"filelock", "app/records/run_folder.py"),
-        (r"lmdb\.", "data/manifest/cache.py"),
         (r"SummaryWriter\(", "app/records/tensorboard.py"),
         (r"optimizer\.step\(\)$", "app/training/step.py"),
         (r"\[\"lr\"\] (\*|/|\+|-)?= ", "app/learning_rates/learning_rates.py"),

@@ -2,7 +2,6 @@
 
 python -m app.commands.manifest check my/table.csv
 python -m app.commands.manifest check my/table.csv data.sequence.layout=FT model.image_branch=null
-python -m app.commands.manifest cache my/table.csv
 """
 
 import argparse
@@ -14,28 +13,22 @@ import numpy as np
 from app.commands.build import modalities_of
 from app.commands.root_config import load_config
 from app.messages import format_table, report_error, survive_lost_output
-from data.manifest.cache import make_cache
+from data.manifest.cache import ImageFacts, SequenceFacts
 from data.manifest.check import Checked, check
 from data.manifest.config import ManifestConfig
-from data.manifest.facts import ImageFacts, SequenceFacts
 from data.spec import SPLITS
-
-COMMANDS = {
-    "check": "say what a table holds, and all that is wrong with it",
-    "cache": "check it, and decode its files ahead of the first training",
-}
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=COMMANDS, help="; ".join(f"{n}: {what}" for n, what in COMMANDS.items()))
+    parser.add_argument("command", choices=["check"], help="say what a table holds, and all that is wrong with it")
     parser.add_argument("path", metavar="PATH", help="the table or folder that is checked")
     parser.add_argument("--config", metavar="YAML", default="configs/manifest.yaml", help="how data are read")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the config")
     args = parser.parse_intermixed_args(arguments)
     try:
-        return check_manifest(args.path, args.config, args.overrides, build_cache=args.command == "cache")
+        return check_manifest(args.path, args.config, args.overrides)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -44,19 +37,15 @@ def main(arguments: list[str] | None = None) -> int:
         return report_error(error)
 
 
-def check_manifest(manifest: str, config_path: str, overrides: list[str], *, build_cache: bool = False) -> int:
+def check_manifest(manifest: str, config_path: str, overrides: list[str]) -> int:
     """Returns 2 where there is a finding."""
     config, _ = load_config(config_path, [f"data.manifest={manifest}", *overrides])
     if not isinstance(config.data, ManifestConfig):
         raise ValueError(
             f"data.source: found {config.data.source} in {config_path}; give a config with source: manifest"
         )
-    if build_cache and config.data.cache != "folder":
-        raise ValueError(f"data.cache: found {config.data.cache}; only a folder can be built ahead: set it to folder")
-    cache = make_cache(config.data) if build_cache else None
-    checked = check(config.data, modalities_of(config.model), cache=cache)
-    lines = [cache.note()] if cache else [describe(checked), *(f"note: {note}" for note in checked.notes)]
-    print(*lines, sep="\n")
+    checked = check(config.data, modalities_of(config.model))
+    print(describe(checked), *(f"note: {note}" for note in checked.notes), sep="\n")
     for finding in checked.findings:
         print(f"error: {checked.table.line(finding)}", file=sys.stderr)
     return 2 if checked.findings else 0

@@ -1,312 +1,269 @@
-"""Where batches get the stored form of a file (see data/manifest/facts.py) from: a folder, memory, or the file itself.
+"""The files of a table: what each holds, and a folder that keeps what was decoded, for later runs too."""
 
-A folder is an LMDB environment. The key of an item is a hash of a file's content and of all that decides how it is
-decoded, its value the facts and the stored form (see data/manifest/items.py). So an item never changes.
-"""
-
-import errno
 import hashlib
 import json
 import os
-import shutil
-import struct
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import zlib
+from collections.abc import Iterable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple
 
-import lmdb
 import numpy as np
+import torch
+from torch.nn.functional import interpolate
+from torch.utils.data import DataLoader, Dataset
 
-from app.messages import in_words
+from app.messages import in_words, progress_bar
 from data.assets import cache_folder
-from data.files.paths import resolve
+from data.files.decoding import read_bytes
+from data.files.images import read_image
+from data.files.paths import BadFile, resolve
+from data.files.sequences import Sequence, read_sequence
+from data.loaders import end_with_parent, possible_workers
 from data.manifest.config import ManifestConfig
-from data.manifest.facts import Facts, File, decode, stored_form
-from data.manifest.items import Damaged, facts_in, stored_in
 from data.transforms import one_thread
 
-_FORMAT = 1  # of the items and of stored_form: items of another are not found
+_FORMAT = 2  # of the entries and of stored_form: entries of another are not found
 _DECODERS = ("numpy", "pillow", "soundfile", "torch", "torchaudio")  # another version may decode otherwise
-_MOST_READERS = 1024  # at one moment, in all processes
-_MOST_BYTES = 2**44
-_LOCKS = 2**20  # bytes, and more than lock.mdb has
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # EIO: LMDB's word for a write that ends early
-_DAMAGE = (Damaged, struct.error, lmdb.InvalidError, lmdb.CorruptedError, lmdb.PageNotFoundError)
+_FILES_AT_ONCE = 128  # that a process looks at between two answers
+_WORTH_PROCESSES = 512  # files; fewer are read sooner than processes start
+
+File = tuple[str, str]  # a modality, and a cell of its column
+
+
+class ImageFacts(NamedTuple):
+    digest: str  # of the file's content
+    width: int
+    height: int
+    depth: str  # numpy's name for the type of the values
+    lowest: float
+    highest: float
+
+
+class SequenceFacts(NamedTuple):
+    digest: str
+    is_array: bool  # of a file whose rows may be frames or features
+    length: int  # frames
+    columns: tuple[str, ...] | None  # their names, where the file gives them
+    mean: tuple[float, ...]  # of each feature, over the frames
+    spread: tuple[float, ...]  # of each feature: the squared differences from the mean, summed
+
+
+Facts = ImageFacts | SequenceFacts
 
 
 class CacheError(OSError):
     """Of the cache itself, not of a file of the table."""
 
 
-class Answer(NamedTuple):
-    """Of one file: its facts, or what is wrong with it; where a cache has it.
+class Look(NamedTuple):
+    """At one file.
 
     Fields:
-        item: of a file that was decoded; None: of one that was in the cache, or has got there since.
-        added: bytes that the cache takes for it; 0: it was there.
+        found: its facts; what is wrong with it; or an error that concerns all files.
+        key, size: of its entry in the folder, in bytes.
+        decoded: whether it was decoded; else its entry was there.
     """
 
-    found: Facts | str
-    key: bytes = b""
-    item: bytes | None = None
-    added: int = 0
+    found: Facts | str | CacheError
+    key: str = ""
+    size: int = 0
+    decoded: bool = True
 
 
-class Samples(Protocol):
-    def read_ahead(self) -> bool:
-        """Whether reading takes so long that other processes should do it meanwhile."""
+class Cache:
+    """Gives the stored form of files, which batches are made of: from a folder, or by decoding them.
+
+    An entry of the folder is a file whose name is a hash of the content and of all that decides how it is decoded, so
+    it never changes, and any number of runs can use it. It has one line of text: a checksum of the line, a checksum of
+    the values, their type, their shape, the facts as JSON; then the values as they are in memory. It is written whole
+    or not at all. One that is damaged counts as if it were not there: the file is decoded.
+
+    Args:
+        root: the folder that paths start from.
+        folder: None: nothing is kept.
+    """
+
+    def __init__(self, root: Path, config: ManifestConfig, folder: Path | None = None):
+        self.root, self.config, self.folder = root, config, folder
+        self.how = {name: _how(name, config) for name in ("image", "sequence")}
+        self.keys: dict[File, str] = {}
+        self.size = self.num_decoded = 0
+
+    def look_at(self, files: Iterable[File]) -> tuple[dict[File, Facts], dict[File, str]]:
+        """The facts of the files that can be read, and what is wrong with the others: each is read once, on all
+        cores. With a folder, an entry is made of each that has none. Raises CacheError."""
+        files, facts, problems = list(files), {}, {}
+        chunks = [files[i : i + _FILES_AT_ONCE] for i in range(0, len(files), _FILES_AT_ONCE)]
+        workers = min(possible_workers(), len(chunks)) if len(files) >= _WORTH_PROCESSES else 0
+        processes = {"num_workers": workers, "worker_init_fn": end_with_parent}
+        loader = DataLoader(_Looks(self), sampler=chunks, batch_size=None, collate_fn=list, **processes)
+        with one_thread(), progress_bar(loader, "reading", "file", _FILES_AT_ONCE) as looks:
+            for chunk, of_chunk in zip(chunks, looks, strict=True):
+                for file, look in zip(chunk, of_chunk, strict=True):
+                    if isinstance(look.found, CacheError):
+                        raise look.found
+                    if isinstance(look.found, str):
+                        problems[file] = look.found
+                        continue
+                    facts[file], self.keys[file] = look.found, look.key
+                    self.size += look.size
+                    self.num_decoded += look.decoded
+        return facts, problems
 
     def read(self, modality: str, cell: str) -> np.ndarray:
-        """The stored form; a copy. Raises BadFile or OSError for what cannot be read any more."""
-
-
-class Uncached:
-    """Each file is decoded whenever it is asked for."""
-
-    def __init__(self, root: Path, config: ManifestConfig):
-        self.root, self.config = root, config
-
-    def read_ahead(self) -> bool:
-        return True
-
-    def read(self, modality: str, cell: str) -> np.ndarray:
+        """The stored form. Raises BadFile or OSError for what cannot be read any more."""
+        if self.folder is not None and (stored := self._kept_values(self.keys[modality, cell])) is not None:
+            return stored
         with one_thread():
             return stored_form(decode(modality, resolve(cell, self.root), self.config), self.config)
 
+    def read_ahead(self) -> bool:
+        """Whether reading takes so long that other processes should do it meanwhile: files are decoded, or do not
+        fit into half of the machine's memory."""
+        if self.folder is None or not hasattr(os, "sysconf"):
+            return self.folder is None
+        return self.size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
-class Keys:
-    """file -> 16 bytes. In arrays: of a dict, forked processes would come to have copies, object by object."""
+    def note(self) -> str:
+        size = in_words(self.size)
+        return f"cache: {len(self.keys):,} files, {self.num_decoded:,} decoded now; {size} in {self.folder}"
 
-    def __init__(self, keys: dict[File, bytes]):
-        hashes = np.array([_hash_of(file) for file in keys], dtype=np.uint64)
-        order = np.argsort(hashes)
-        self.hashes = hashes[order]
-        self.keys = np.frombuffer(b"".join(keys.values()), dtype=np.uint8).reshape(-1, 16)[order]
-        assert (self.hashes[1:] != self.hashes[:-1]).all()
+    def look(self, modality: str, cell: str) -> Look:
+        try:
+            path = resolve(cell, self.root)
+            digest = digest_of(path)
+            key = self._key(modality, path, digest)
+            if self.folder is not None and (kept := self._kept_facts(key, modality)):
+                return Look(kept[0], key, kept[1], decoded=False)
+            decoded = decode(modality, path, self.config)
+            if digest_of(path) != digest:
+                return Look("was changed while it was read; run again when it is at rest")
+        except BadFile as error:
+            return Look(str(error))
+        except OSError as error:  # it went away, or changed its rights, since it was found
+            return Look(f"cannot be read ({error.strerror or error})")
+        facts = measure(decoded, path, digest)
+        try:
+            return Look(facts, key, self._keep(key, facts, stored_form(decoded, self.config)) if self.folder else 0)
+        except OSError as error:
+            why = error.strerror or error
+            text = f"data.cache: {self.folder} cannot be written ({why}); make room, name another folder "
+            return Look(CacheError(f"{text}(data.cache_folder), or set data.cache=none"))
 
-    def __getitem__(self, file: File) -> bytes:
-        wanted = _hash_of(file)
-        place = self.hashes.searchsorted(wanted)
-        if place == len(self.hashes) or self.hashes[place] != wanted:
-            raise KeyError(file)
-        return self.keys[place].tobytes()
-
-
-def _hash_of(file: File) -> np.uint64:
-    return np.uint64(int.from_bytes(hashlib.blake2b("\0".join(file).encode(), digest_size=8).digest(), "little"))
-
-
-class FolderCache:
-    """In a folder that later runs find again, and that several may build and read at once.
-
-    Built by read_facts, which calls `key`, `find`, `size_of` and `put` in many processes, and the rest in one. Then it
-    can be read, also by processes that are forked or spawned. Raises CacheError.
-    """
-
-    files_at_once = 128
-
-    def __init__(self, config: ManifestConfig):
-        self.folder = folder_of(config)
-        self.how = {name: _how(name, config) for name in ("image", "sequence")}
-        self.keys, self.num_found = Keys({}), 0
-
-    def open(self) -> None:
-        """Before it is built."""
-        with _telling(self.folder):
-            if self.folder in _OPEN:  # it may have been deleted since
-                _OPEN.pop(self.folder).close()
-            _environment(self.folder).reader_check()  # for processes that were killed
-            needed = self._size()
-            if os.path.getsize(self.folder / "data.mdb") < needed:
-                raise Damaged("data.mdb is cut off")
-
-    def key(self, modality: str, path: Path, digest: bytes) -> bytes:
+    def _key(self, modality: str, path: Path, digest: str) -> str:
         suffix = path.suffix.lower() if modality == "sequence" else ""  # images are told apart by content
-        parts = self.how[modality], os.fsencode(suffix), digest
-        return hashlib.blake2b(b"\0".join(parts), digest_size=16).digest()
+        return hashlib.blake2b(f"{self.how[modality]} {suffix} {digest}".encode(), digest_size=16).hexdigest()
 
-    def find(self, key: bytes) -> Facts | None:
-        with _telling(self.folder), _environment(self.folder).begin(buffers=True) as transaction:
-            item = transaction.get(key)
-            return None if item is None else facts_in(item)
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / key
 
-    def size_of(self, item: bytes) -> int:
-        page = _environment(self.folder).stat()["psize"]
-        small = len(item) < page // 2  # shares a page with others, which is two thirds full on average
-        return len(item) * 3 // 2 if small else -(-(len(item) + 16) // page) * page
+    def _keep(self, key: str, facts: Facts, stored: np.ndarray) -> int:
+        """Returns the bytes of the entry."""
+        values = stored.tobytes()
+        shape = "x".join(map(str, stored.shape))
+        line = f"{zlib.crc32(values):08x} {stored.dtype.str} {shape} {json.dumps(facts._asdict())}".encode()
+        content = b"%08x %s\n%s" % (zlib.crc32(line), line, values)
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{key}-{os.getpid()}")
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        return len(content)
 
-    def put(self, answers: list[Answer]) -> list[Answer]:
-        """In one transaction, which waits for those of other processes. Returns them without the items."""
-        with _telling(self.folder), _environment(self.folder).begin(write=True) as transaction:
-            for answer in answers:
-                if answer.item is not None:
-                    transaction.put(answer.key, answer.item, overwrite=False)
-        return [answer._replace(item=None) for answer in answers]
+    def _kept_facts(self, key: str, modality: str) -> tuple[Facts, int] | None:
+        """The facts, and the bytes of the entry; None where it is not there or damaged."""
+        with suppress(OSError, ValueError), open(self._path(key), "rb") as file:
+            fields = json.loads(_checked_line(file)[3])
+            size = os.fstat(file.fileno()).st_size
+            if modality == "image":
+                return ImageFacts(**fields), size
+            lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+            return SequenceFacts(**fields | lists), size
 
-    def keep(self, answers: list[Answer]) -> list[Answer]:
-        return answers
-
-    def check_room(self, expected: int) -> None:
-        free = shutil.disk_usage(self.folder).free
-        if expected > free:
-            raise CacheError(
-                f"data.cache: about {in_words(expected)} are needed, and {in_words(free)} are free on the disk of "
-                f"{self.folder}; name a folder of another disk (data.cache_folder), or set data.cache=none"
-            )
-
-    def finish(self, keys: dict[File, bytes], num_found: int) -> None:
-        self.keys, self.num_found = Keys(keys), num_found
-
-    def read_ahead(self) -> bool:
-        """The system keeps what it has read in memory that nobody needs: half of it is counted on."""
-        return self._size() > _available_memory() // 2
-
-    def read(self, modality: str, cell: str) -> np.ndarray:
-        with _telling(self.folder), _environment(self.folder).begin(buffers=True) as transaction:
-            item = transaction.get(self.keys[modality, cell])
-            if item is None:
-                raise Damaged("it was built, and is gone")
-            return stored_in(item)
-
-    def note(self) -> str:
-        size = in_words(self._size())
-        return f"cache: {len(self.keys.keys):,} files, {self.num_found:,} were there; {size} in {self.folder}"
-
-    def _size(self) -> int:
-        with _telling(self.folder):
-            environment = _environment(self.folder)
-            return (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    def _kept_values(self, key: str) -> np.ndarray | None:
+        """None where the entry is not there or damaged."""
+        with suppress(OSError, ValueError), open(self._path(key), "rb") as file:
+            checksum, kind, shape, _ = _checked_line(file)
+            values = file.read()
+            if zlib.crc32(values) == int(checksum, 16):
+                return np.frombuffer(values, kind.decode()).reshape([*map(int, shape.split(b"x"))]).copy()
 
 
-class MemoryCache:
-    """In the memory of this process. See FolderCache."""
-
-    files_at_once = 16  # each answer has all items of a piece
-
-    def __init__(self) -> None:
-        self.pieces: list[bytes] = []
-        self.keys, self.num_found = Keys({}), 0
-
-    def open(self) -> None:
-        pass
-
-    def key(self, modality: str, path: Path, digest: bytes) -> bytes:
-        return b""
-
-    def find(self, key: bytes) -> None:
-        return None
-
-    def size_of(self, item: bytes) -> int:
-        return len(item)
-
-    def put(self, answers: list[Answer]) -> list[Answer]:
-        return answers
-
-    def keep(self, answers: list[Answer]) -> list[Answer]:
-        """Their keys are where the items are: number of the piece, and first byte."""
-        kept, start = [], 0
-        for answer in answers:
-            kept.append(answer._replace(item=None, key=struct.pack("<QQ", len(self.pieces), start)))
-            start += answer.added
-        self.pieces.append(b"".join(answer.item for answer in answers if answer.item is not None))
-        return kept
-
-    def check_room(self, expected: int) -> None:
-        free = _available_memory()
-        if expected > free:
-            raise CacheError(
-                f"data.cache=memory: about {in_words(expected)} are needed, and {in_words(free)} of memory are free; "
-                "set data.cache=folder or none"
-            )
-
-    def finish(self, keys: dict[File, bytes], num_found: int) -> None:
-        self.keys, self.num_found = Keys(keys), num_found
-
-    def read_ahead(self) -> bool:
-        return False
-
-    def read(self, modality: str, cell: str) -> np.ndarray:
-        piece, start = struct.unpack("<QQ", self.keys[modality, cell])
-        return stored_in(memoryview(self.pieces[piece])[start:])
-
-    def note(self) -> str:
-        size = in_words(sum(map(len, self.pieces)))
-        return f"cache: {len(self.keys.keys):,} files, {size} in memory"
+def _checked_line(file: BinaryIO) -> list[bytes]:
+    """The first line of an entry, without its own checksum. Raises ValueError where it is damaged."""
+    checksum, line = file.readline().removesuffix(b"\n").split(b" ", 1)
+    if zlib.crc32(line) != int(checksum, 16):
+        raise ValueError("damaged")
+    return line.split(b" ", 3)
 
 
-def make_cache(config: ManifestConfig) -> FolderCache | MemoryCache | None:
+class _Looks(Dataset):
+    """Indexed by lists of files, which reach a process one by one: it shares no list with the others."""
+
+    def __init__(self, cache: Cache):
+        self.cache = cache
+
+    def __getitem__(self, files: list[File]) -> list[Look]:
+        return [self.cache.look(*file) for file in files]
+
+
+def folder_of(config: ManifestConfig) -> Path | None:
+    """One for all tables; None where the config wants none."""
     if config.cache == "none":
         return None
-    return FolderCache(config) if config.cache == "folder" else MemoryCache()
+    top = Path(config.cache_folder).expanduser() if config.cache_folder else cache_folder()
+    return top.absolute() / "decoded"
 
 
-def folder_of(config: ManifestConfig) -> Path:
-    """One for each table, by its place."""
-    table = Path(config.manifest).resolve()
-    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in table.name)[:40]
-    top = Path(os.path.expanduser(config.cache_folder)) if config.cache_folder else cache_folder()
-    return top.absolute() / "samples" / f"{name}-{hashlib.blake2b(os.fsencode(table), digest_size=4).hexdigest()}"
-
-
-def _how(modality: str, config: ManifestConfig) -> bytes:
+def _how(modality: str, config: ManifestConfig) -> str:
     """All that decides, beside a file's content, what its facts and its stored form are."""
     keys = {"size": config.stored_image_size, "max_pixels": config.image.max_pixels}
     if modality == "sequence":
         sequence = config.sequence.model_dump(exclude={"deltas", "normalise"})  # of batches
         keys = {"sequence": sequence, "audio": config.audio.model_dump()}
     versions = [metadata.version(name) for name in _DECODERS]
-    return json.dumps([_FORMAT, modality, versions, keys], sort_keys=True).encode()
+    return json.dumps([_FORMAT, modality, versions, keys], sort_keys=True)
 
 
-def _available_memory() -> int:
-    """Bytes that can be had without swapping; where the system does not say, those of the machine."""
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    with suppress(AttributeError, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return sys.maxsize
+def digest_of(path: Path) -> str:
+    """Of the content. Raises BadFile."""
+    return hashlib.blake2b(read_bytes(path), digest_size=16).hexdigest()
 
 
-# By folder, open in this process. LMDB allows no second one, nor one that is open during a fork.
-_OPEN: dict[Path, lmdb.Environment] = {}
+def decode(modality: str, path: Path, config: ManifestConfig) -> np.ndarray | Sequence:
+    """The pixels of an image, or a sequence, as the file holds them. Raises BadFile."""
+    if modality == "image":
+        return read_image(path, config.image.max_pixels)
+    return read_sequence(path, config.sequence, config.audio)
 
 
-def _close_all() -> None:
-    while _OPEN:
-        _OPEN.popitem()[1].close()
+def stored_form(decoded: np.ndarray | Sequence, config: ManifestConfig) -> np.ndarray:
+    """Of an image (C, h, w) in its depth, C 1 or 3: edges longer than config.stored_image_size are shrunk to it, and
+    then whole numbers rounded, halves to the even one. Of a sequence (T, F) in its type, not normalised."""
+    if isinstance(decoded, Sequence):
+        return decoded.frames
+    size = tuple(min(edge, config.stored_image_size) for edge in decoded.shape[1:])
+    if size == decoded.shape[1:]:
+        return decoded
+    shrunk = interpolate(torch.from_numpy(decoded.astype(np.float32))[None], size, mode="bilinear", antialias=True)[0]
+    return (shrunk if decoded.dtype == np.float32 else shrunk.round()).numpy().astype(decoded.dtype)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_close_all)
-
-
-def _environment(folder: Path) -> lmdb.Environment:
-    if folder not in _OPEN:
-        folder.mkdir(parents=True, exist_ok=True)
-        total, _, free = shutil.disk_usage(folder)
-        if free < _LOCKS and not (folder / "lock.mdb").exists():  # writing to a map of it would end the process
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        # The largest that it can become. Without metasync a power cut may take the last items, and leaves the others.
-        size = min(total, _MOST_BYTES) // 2**20 * 2**20
-        _OPEN[folder] = lmdb.open(str(folder), map_size=size, metasync=False, max_readers=_MOST_READERS)
-    return _OPEN[folder]
-
-
-@contextmanager
-def _telling(folder: Path) -> Iterator[None]:
-    """What is wrong with the folder, in one line."""
-    try:
-        yield
-    except (lmdb.Error, OSError, *_DAMAGE) as error:
-        why = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
-        if isinstance(error, lmdb.MapFullError) or {getattr(error, "code", 0), getattr(error, "errno", 0)} & _FULL:
-            text = f"the disk of {folder} is full (or fails); make room, name another folder (data.cache_folder), "
-        elif isinstance(error, _DAMAGE):
-            raise CacheError(f"data.cache: {folder} is damaged ({why}); delete it and run again") from error
-        else:
-            text = f"{folder} cannot be used ({why}); name another folder (data.cache_folder), "
-        raise CacheError(f"data.cache: {text}or set data.cache=memory or none") from error
+def measure(decoded: np.ndarray | Sequence, path: Path, digest: str) -> Facts:
+    if isinstance(decoded, Sequence):
+        frames = decoded.frames.astype(np.float64)
+        mean = frames.mean(0)
+        spread = np.square(frames - mean).sum(0)
+        is_array = path.suffix.lower() in (".npy", ".npz")
+        return SequenceFacts(
+            digest, is_array, len(frames), decoded.columns, tuple(mean.tolist()), tuple(spread.tolist())
+        )
+    _, height, width = decoded.shape
+    return ImageFacts(digest, width, height, decoded.dtype.name, float(decoded.min()), float(decoded.max()))

@@ -1,211 +1,176 @@
-"""Reads .csv, .tsv and .jsonl as cells of text. What a column means is no matter here."""
+"""Rows of cells, as a .csv, .tsv or .jsonl file or a folder holds them. What a column means is no matter here."""
 
 import csv
 import io
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.manifest.finding import Finding, of_table, refuse, shown
+from data.manifest.finding import Finding, of_file, of_table, refuse, shown
 
+# Whatever their case; the folders of splits are called so too.
+SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "val": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+SPLIT_OF_WORD = {word: split for split, words in SPLIT_WORDS.items() for word in words}
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*SEPARATORS, ".jsonl")
-MOST_COLUMNS = 1000
-_NAMES = {",": "commas", ";": "';'", "\t": "tabs", "|": "'|'"}
-_UTF_16_AND_32 = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")  # byte order marks
-_EMPTY = of_table("is empty; a table names its columns in the first row, a .jsonl has one object a line")
 _SAVE_AS_UTF_8 = "save it as UTF-8 (in a spreadsheet: 'CSV UTF-8')"
+
+FILE_SUFFIXES = {
+    "image": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"),
+    "sequence": (".wav", ".flac", ".ogg", ".mp3", ".npy", ".npz", ".csv", ".tsv"),
+}
+_MODALITY_OF = {suffix: modality for modality, suffixes in FILE_SUFFIXES.items() for suffix in suffixes}
+_HIDDEN = ("thumbs.db", "desktop.ini")  # and every name that starts with a dot
+_LAYOUT = "files lie as <split>/<class>/<name>"
 
 
 class Cells(NamedTuple):
-    """A table of N rows and C columns.
-
-    Fields:
-        columns: C names, stripped; a column without a name is called unnamed_ and its position from 1.
-        numbers: N; the row as a spreadsheet counts, or the line of a .jsonl. Blank lines count and are no rows.
-        rows: N lists of C cells, stripped; None: the .jsonl has no such key there, or null.
-        malformed: row number -> finding, for rows whose cells belong to no certain column. Their cells are None.
-        nested: (row number, column) of the lists and objects in a .jsonl. Their cells are JSON.
+    """Fields:
+    columns: their names, no two alike.
+    rows: number (see Finding.row; of a folder, the position from 1) -> column -> cell: a text, of a .jsonl any value.
+        A row that a finding calls malformed has no cells.
+    findings: malformed rows; files of a folder of which no row could be made.
     """
 
     columns: list[str]
-    numbers: list[int]
-    rows: list[list[str | None]]
-    malformed: dict[int, Finding]
-    nested: set[tuple[int, int]]
+    rows: dict[int, dict[str, Any]]
+    findings: list[Finding]
 
 
 def read_cells(path: Path) -> Cells:
-    """The cells of a regular file with one of SUFFIXES, UTF-8 with or without a byte order mark.
+    """The cells of a file with one of SUFFIXES, UTF-8 with or without a byte order mark; blank rows are left out.
 
     Raises Findings for what makes the whole file unreadable.
     """
-    data = path.read_bytes()
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        place = f"byte 0x{content[error.start]:02x} in line {content.count(bytes([10]), 0, error.start) + 1}"
+        refuse(path, [of_table(f"is not UTF-8 ({place}); {_SAVE_AS_UTF_8}")])
+    if "\0" in text:
+        refuse(path, [of_table(f"holds NUL, as UTF-16 does, or a damaged file; {_SAVE_AS_UTF_8}")])
     separator = SEPARATORS.get(path.suffix.lower())
-    refuse(path, _wrong_encoding(data, separator))
-    if not data.decode("utf-8-sig").strip():
-        refuse(path, [_EMPTY])
-    cells = _read_objects(path, data) if separator is None else _read_separated(path, data, separator)
-    if len(cells.columns) > MOST_COLUMNS:
-        problem = f"has {len(cells.columns):,} columns, at most {MOST_COLUMNS:,} are read; a sample is a row"
-        refuse(path, [of_table(problem)])
-    for row in cells.rows:  # rows of a .jsonl end at the last key known when they were read
-        row += [None] * (len(cells.columns) - len(row))
+    cells = _read_objects(path, text) if separator is None else _read_separated(path, text, separator)
+    if not cells.columns:
+        refuse(path, [of_table("is empty; a table names its columns in the first row, a .jsonl has one object a line")])
     return cells
 
 
-def _text(data: bytes) -> io.TextIOWrapper:
-    return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", errors="replace", newline="")
-
-
-def _wrong_encoding(data: bytes, separator: str | None) -> list[Finding]:
-    """What keeps `data` from being text in UTF-8 without NUL."""
-    nul = data.find(b"\0")
-    if data.startswith(_UTF_16_AND_32) or (nul >= 0 and data.count(b"\0", 0, 1000) > len(data[:1000]) / 4):
-        return [of_table(f"is not UTF-8 but UTF-16 or UTF-32; {_SAVE_AS_UTF_8}")]
-    if nul >= 0:
-        problem = f"byte {nul + 1:,} of the file is NUL, which no text holds; the file is damaged: save it anew"
-        return [Finding(_row_at(data, nul, separator), None, None, problem)]
+def _read_separated(path: Path, text: str, separator: str) -> Cells:
+    lines: list[list[str]] = []
     try:
-        data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        at = error.start
-        near = data[max(at - 20, 0) : at + 20].decode("latin-1")
-        problem = f"byte {at + 1:,} of the file (0x{data[at]:02x}) is not UTF-8; {_SAVE_AS_UTF_8}"
-        return [Finding(_row_at(data, at, separator), None, near, problem)]
-    return []
-
-
-def _row_at(data: bytes, position: int, separator: str | None) -> int:
-    """The number of the row that this byte lies in."""
-    text = _text(data[:position] + b"x")
-    if separator is None:
-        return sum(1 for _ in text)
-    row = 0
-    try:
-        for _ in csv.reader(text, delimiter=separator):
-            row += 1
-    except csv.Error:  # what is wrong with the quotes is told once the encoding is right
-        row += 1
-    return row
-
-
-def _read_separated(path: Path, data: bytes, separator: str) -> Cells:
-    refuse(path, _wrong_separator(data, separator))
-    numbers, rows, malformed, header, number = [], [], {}, None, 0
-    try:
-        for number, cells in enumerate(csv.reader(_text(data), delimiter=separator, strict=True), start=1):
-            cells = [cell.strip() for cell in cells]
-            if not "".join(cells) and len(cells) < 2:
-                continue
-            if header is None:
-                header = cells
-                continue
-            if len(cells) != len(header):
-                problem = f"has {len(cells)} cells, the header has {len(header)}; put a cell with {_NAMES[separator]} "
-                malformed[number] = Finding(number, None, None, problem + "in it in double quotes, or add what lacks")
-                cells = [None] * len(header)
-            numbers.append(number)
-            rows.append(cells)
+        lines += csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     except csv.Error as error:
-        refuse(path, [Finding(number + 1, None, None, _quotes(str(error)))])
-    if header is None:
-        refuse(path, [_EMPTY])
-    return Cells(_named(header), numbers, rows, malformed, set())
+        problem = f"cannot be read ({error}); look at the double quotes from here on"
+        refuse(path, [Finding(len(lines) + 1, None, None, problem)])
+    filled = [(number, line) for number, line in enumerate(lines, start=1) if any(cell.strip() for cell in line)]
+    if not filled:
+        return Cells([], {}, [])
+    # pandas writes its index without a name, and a spreadsheet empty columns at the end.
+    columns = [name.strip() or f"unnamed_{i}" for i, name in enumerate(filled[0][1], start=1)]
+    if len(columns) == 1 and (other := next((s for s in ",;\t|" if s in columns[0]), None)):
+        wanted = "commas" if separator == "," else "tabs"
+        refuse(path, [of_table(f"its columns are separated by {other!r}, not by {wanted}; save it with {wanted}")])
+    if twice := sorted({name for name in columns if columns.count(name) > 1}):
+        refuse(path, [of_table("is the name of several columns; rename all but one", name) for name in twice])
+    rows, findings = {}, []
+    for number, line in filled[1:]:
+        rows[number] = dict(zip(columns, line, strict=False)) if len(line) == len(columns) else {}
+        if not rows[number]:
+            problem = f"has {len(line)} cells, the header has {len(columns)}; put a text with separators in double "
+            findings.append(Finding(number, None, None, problem + "quotes, or add what is missing"))
+    return Cells(columns, rows, findings)
 
 
-def _quotes(error: str) -> str:
-    """What the csv module complains of, in words for the user; strict, it has three complaints."""
-    if "field limit" in error:
-        most = f"{csv.field_size_limit():,}"
-        return f"a cell has more than {most} characters; shorten it, or close the double quote that opens in this row"
-    if "unexpected end" in error:
-        return 'a double quote opens in this row and is never closed; close it, or write one that is meant as ""'
-    return 'after a closing double quote comes more text; a double quote inside a quoted cell is written as ""'
-
-
-def _wrong_separator(data: bytes, separator: str) -> list[Finding]:
-    """Told from the header: it is one cell with another separator in it, or has more of those."""
-    line = next(line for line in _text(data) if line.strip())
-    try:
-        cells = next(csv.reader([line], delimiter=separator))
-    except csv.Error:
-        cells = []
-    unquoted = "".join(line.split('"')[::2])
-    for other in _NAMES:
-        one_cell = len(cells) == 1 and other in cells[0]
-        if other != separator and (one_cell or unquoted.count(other) > unquoted.count(separator)):
-            suffix = next((s for s, own in SEPARATORS.items() if own == other), None)
-            remedy = f"rename it to {suffix}" if suffix else f"save it with {_NAMES[separator]}"
-            problem = f"its columns are separated by {_NAMES[other]}, not by {_NAMES[separator]}; {remedy}"
-            return [of_table(problem)]
-    return []
-
-
-def _named(columns: Iterable[str]) -> list[str]:
-    """pandas writes its index without a name, and a spreadsheet empty columns at the end."""
-    return [name or f"unnamed_{position}" for position, name in enumerate(columns, start=1)]
-
-
-def _read_objects(path: Path, data: bytes) -> Cells:
-    if data.decode("utf-8-sig").lstrip().startswith("["):
-        refuse(path, [of_table("is one JSON array; write one object a line, without brackets and commas around it")])
-    place: dict[str, int] = {}  # of each key among the columns
-    numbers, rows, nested, findings = [], [], set(), []
-    for number, line in enumerate(_text(data), start=1):
+def _read_objects(path: Path, text: str) -> Cells:
+    rows, findings = {}, []
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            pairs, inner = _flat(line)
-        except (ValueError, RecursionError) as error:
-            problem = f"is not one flat JSON object a line: {shown(_complaint(error))}"
+            rows[number] = json.loads(line)
+            why = None if isinstance(rows[number], dict) else "it is another value"
+        except ValueError as error:
+            why = str(error)
+        if why:
+            problem = f'is no JSON object ({why}); write {{"image": "a.png", ...}} in each line'
             findings.append(Finding(number, None, line.strip(), problem))
-            continue
-        row: list[str | None] = [None] * len(place)
-        for key, cell in pairs:
-            column = place.setdefault(key, len(place))
-            row += [None] * (column + 1 - len(row))
-            row[column] = cell
-        nested |= {(number, place[key]) for key in inner}
-        numbers.append(number)
-        rows.append(row)
     refuse(path, findings)
-    return Cells(_named(key.strip() for key in place), numbers, rows, {}, nested)
+    return Cells(list(dict.fromkeys(name for row in rows.values() for name in row)), rows, [])
 
 
-# Numbers stay as they are written: 1.10 is not 1.1 where it is the name of a class.
-_DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_int=str, parse_float=str, parse_constant=str)
+def read_folder(folder: Path, root: Path, modalities: Sequence[str]) -> Cells:
+    """The columns image, sequence, label and split, of files that lie as <split>/<class>/<name>; sorted by path.
 
+    Files of one stem are one sample; a class may have folders below it. A modality that the model does not read is a
+    column only if there are files.
 
-def _flat(line: str) -> tuple[list[tuple[str, str | None]], list[str]]:
-    """The keys of one object with their values as text, and the keys whose values are lists or objects.
+    Args:
+        root: the folder, or one above it. Paths are relative to this.
 
-    Raises ValueError or RecursionError where it is none.
+    Raises Findings where the layout is another, or where there is no sample; OSError for what cannot be looked into.
     """
-    pairs = _DECODER.decode(line)
-    if not isinstance(pairs, tuple):
-        raise ValueError('write {"image": "a.png", ...} in each line')
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) < len(keys):
-        raise ValueError("it has one key twice")
-    inner = [key for key, value in pairs if isinstance(value, list | tuple)]
-    whole = json.loads(line) if inner else {}
-    cells = [(key, json.dumps(whole[key], ensure_ascii=False) if key in inner else _cell(v)) for key, v in pairs]
-    if "\\u" in line and "\0" in "".join(text.encode().decode() for cell in cells for text in cell if text):
-        raise ValueError("it has a NUL")  # encode() has complained of half characters
-    return cells, inner
+    if not folder.resolve().is_relative_to(root.resolve()):
+        refuse(folder, [of_table(f"does not lie in data.root, {root}; leave data.root out")])
+    prefix = folder.resolve().relative_to(root.resolve())
+    classes, files, findings = set(), {}, []
+    for top, folders, names in os.walk(folder, onerror=_raise):
+        below = Path(top).relative_to(folder)
+        folders[:] = [name for name in folders if not _is_hidden(name)]
+        links = [name for name in folders if os.path.islink(os.path.join(top, name))]  # os.walk does not follow them
+        findings += [of_file(below / name, "is a link to a folder; move the folder itself here") for name in links]
+        if not below.parts:
+            wrong = sorted(name for name in folders if name.casefold() not in SPLIT_OF_WORD)
+            problem = f"is not called like a split; {_LAYOUT}, splits are {', '.join(SPLIT_OF_WORD)}"
+            refuse(folder, [of_file(name, problem) for name in wrong])
+        if len(below.parts) == 2:
+            classes.add(below.parts)
+        for path in sorted(below / name for name in names if not _is_hidden(name)):
+            if problem := _why_no_sample(path):
+                findings.append(of_file(path, problem))
+            else:
+                stem = (*path.parts[:2], path.with_suffix("").as_posix())
+                modality = _MODALITY_OF[path.suffix.lower()]
+                files.setdefault(stem, {}).setdefault(modality, []).append(path)
+    empty = sorted(classes - {stem[:2] for stem in files})
+    findings += [of_file("/".join(parts), "is a class without a sample; add files, or delete it") for parts in empty]
+    rows: dict[int, dict[str, Any]] = {}
+    for (split, label, _), of_stem in sorted(files.items()):
+        if several := next((paths for paths in of_stem.values() if len(paths) > 1), None):
+            problem = f"has the stem of '{shown(several[0].name)}'; a sample has one image and one sequence: rename one"
+            findings.append(of_file(several[1], problem))
+        elif not of_stem.keys() & set(modalities):
+            problem = f"has no {modalities[0]} beside it, and the model reads nothing else; add one, or move it away"
+            findings.append(of_file(next(iter(of_stem.values()))[0], problem))
+        else:
+            sample = {modality: (prefix / paths[0]).as_posix() for modality, paths in of_stem.items()}
+            rows[len(rows) + 1] = sample | {"label": label, "split": split}
+    if not rows:
+        refuse(folder, findings or [of_table(f"has no samples; {_LAYOUT}")])
+    there = {name for row in rows.values() for name in row}.union(modalities)
+    return Cells([name for name in ("image", "sequence", "label", "split") if name in there], rows, findings)
 
 
-def _cell(value: Any) -> str | None:
-    if value is None:
-        return None
-    return str(value).lower() if isinstance(value, bool) else value.strip()
+def _why_no_sample(path: Path) -> str | None:
+    if len(path.parts) < 3:
+        return f"does not lie in the folder of a class; {_LAYOUT}"
+    if path.suffix.lower() not in _MODALITY_OF:
+        return f"is no image and no sequence ({', '.join(_MODALITY_OF)}); move it away"
+    if any("\udc80" <= character <= "\udcff" for character in str(path)):
+        return "its name is not UTF-8; rename it"
+    return None
 
 
-def _complaint(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "it is nested too deep"
-    if isinstance(error, UnicodeError):
-        return "it has half a character (\\ud800 to \\udfff)"
-    return f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else str(error)
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.casefold() in _HIDDEN
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.messages import closest
-from data.manifest.columns import BRANCH_OF
+from data.manifest.cache import Cache, Facts, File, ImageFacts, SequenceFacts
 from data.manifest.config import ManifestConfig
-from data.manifest.facts import Facts, File, ImageFacts, SequenceFacts
-from data.manifest.finding import Finding, of_table
-from data.manifest.reading import Cache, read_facts
-from data.manifest.splits import class_names_of, label_findings, split_findings, split_of_rows
-from data.manifest.table import Row, Table, read_table
+from data.manifest.finding import Finding, listed, of_table
+from data.manifest.splits import class_names_of, labels_alike, split_findings, split_of_rows
+from data.manifest.table import BRANCH_OF, Row, Table, read_table
 from data.spec import SPLITS, DataSpec
 
 
@@ -21,7 +19,8 @@ class Checked:
     """
     Args:
         splits: of each row; None where a finding says why it has none.
-        facts: of the files that can be read.
+        facts: of the files that can be used.
+        cache: of all files that can be read.
         class_names: by label, 0 first.
         findings: what concerns the table as a whole first, then in the order of the rows.
         notes: what may be meant so, or may be a mistake.
@@ -30,6 +29,7 @@ class Checked:
     table: Table
     splits: list[str | None]
     facts: dict[File, Facts]
+    cache: Cache
     class_names: tuple[str, ...]
     findings: list[Finding]
     notes: list[str]
@@ -47,41 +47,38 @@ class Checked:
 
 
 def check(
-    config: ManifestConfig, modalities: Sequence[str], saved: DataSpec | None = None, cache: Cache | None = None
+    config: ManifestConfig, modalities: Sequence[str], saved: DataSpec | None = None, folder: Path | None = None
 ) -> Checked:
     """Of a table to train on.
 
     Args:
         modalities: those that the model reads.
         saved: of a checkpoint, whose classes and features the rows must have.
-        cache: is given the files that can be read.
+        folder: that keeps what is decoded; None: nothing is kept.
 
     Raises FileNotFoundError, CacheError, or Findings where the table as a whole cannot be read.
     """
     root = Path(config.root) if config.root else None
     table = read_table(Path(config.manifest), root=root, columns=config.columns, modalities=tuple(modalities))
+    cache = Cache(table.root, config, folder)
     splits, findings = split_of_rows(table, config.fractions.model_dump())
-    facts, of_files = check_files(table, config, modalities, saved, cache)
+    facts, of_files = check_files(table, cache, modalities, saved)
     findings = [*table.findings, *findings, *of_files, *_leaks(table, splits, facts, modalities)]
     if saved:
         findings += unknown_labels(table, saved.class_names)
     bad = {finding.row for finding in findings}
     usable = [(row, split) for row, split in zip(table.rows, splits, strict=True) if row.number not in bad]
-    training = [row.label for row, split in usable if split == "train"]
-    class_names = saved.class_names if saved else class_names_of(training)
-    split_column, label_column = table.columns.get("split"), table.columns["label"]
-    rows, its_splits = [row for row, _ in usable], [split for _, split in usable]
-    of_splits = split_findings(rows, its_splits, split_column=split_column, label_column=label_column)
-    if bad:
-        of_splits = [f._replace(problem=f"{f.problem} (rows with a finding do not count)") for f in of_splits]
-    findings += of_splits
-    findings += _not_in_training([row for row, split in usable if split == "train"], table, modalities)
+    of_rest = split_findings([row for row, _ in usable], [split for _, split in usable], table.columns)
+    training = [row for row, split in usable if split == "train"]
+    of_rest += _not_in_training(training, table, modalities)
+    hint = " (rows with a finding do not count)" if bad else ""
+    findings += [finding._replace(problem=finding.problem + hint) for finding in of_rest]
     findings.sort(key=lambda finding: finding.row or 0)
-    labels = {row.label for row in table.rows if row.label}
-    notes = [table.line(finding) for finding in label_findings(labels, label_column=label_column)]
-    if split_column is None:
+    notes = [f"{table.path}: {line}" for line in labels_alike(row.label for row in table.rows if row.label)]
+    if "split" not in table.columns:
         notes.append(_how_split(table))
-    return Checked(table, splits, facts, class_names, findings, notes)
+    class_names = saved.class_names if saved else class_names_of(row.label for row in training)
+    return Checked(table, splits, facts, cache, class_names, findings, notes)
 
 
 def _how_split(table: Table) -> str:
@@ -101,8 +98,7 @@ def _not_in_training(training: Sequence[Row], table: Table, modalities: Sequence
 
 def unknown_labels(table: Table, class_names: tuple[str, ...]) -> list[Finding]:
     known = set(class_names)
-    some = ", ".join(class_names[:10]) + (f" and {len(known) - 10:,} more" if len(known) > 10 else "")
-    problem = f"is no class of the checkpoint, which has {some}; correct the label, or train anew"
+    problem = f"is no class of the checkpoint, which has {listed(class_names)}; correct the label, or train again"
     return [
         Finding(row.number, table.columns["label"], row.label, problem)
         for row in table.rows
@@ -111,16 +107,12 @@ def unknown_labels(table: Table, class_names: tuple[str, ...]) -> list[Finding]:
 
 
 def check_files(
-    table: Table,
-    config: ManifestConfig,
-    modalities: Sequence[str],
-    saved: DataSpec | None,
-    cache: Cache | None = None,
+    table: Table, cache: Cache, modalities: Sequence[str], saved: DataSpec | None
 ) -> tuple[dict[File, Facts], list[Finding]]:
     """The facts of the files that can be used, and a finding for each row with another."""
+    config = cache.config
     cells = ((name, getattr(row, name)) for row in table.rows for name in modalities)
-    files = dict.fromkeys(cell for cell in cells if cell[1] is not None)
-    facts, problems = read_facts(files, table.root, config, cache)
+    facts, problems = cache.look_at(dict.fromkeys(cell for cell in cells if cell[1] is not None))
     sequences = {file: fact for file, fact in facts.items() if isinstance(fact, SequenceFacts)}
     images = {file: fact for file, fact in facts.items() if isinstance(fact, ImageFacts)}
     # Of a checkpoint, layout and depth are known: what does not suit them is a matter of single files.
@@ -136,7 +128,7 @@ def check_files(
             for file, fact in sequences.items()
             if fact.length > config.max_length
         }
-    findings = [Finding(None, None, None, problem) for problem in whole]
+    findings = [of_table(problem) for problem in whole]
     for row in table.rows:
         for name in modalities:
             if problem := problems.get((name, getattr(row, name))):

@@ -2,12 +2,25 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from app.section import Section
 from data.files.images import ImageConfig
 from data.files.sequences import AudioConfig, SequenceConfig
-from data.manifest.splits import FractionsConfig
 from data.spec import DataConfig
+
+
+class FractionsConfig(Section):
+    train: float = Field(0.7, gt=0, description="of the rows (of their groups, where there are) that train")
+    val: float = Field(0.15, gt=0, description="of those that validate")
+    test: float = Field(0.15, gt=0, description="of those that are kept for the test")
+
+    @model_validator(mode="after")
+    def _whole(self) -> "FractionsConfig":
+        total = self.train + self.val + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"train {self.train:g} + val {self.val:g} + test {self.test:g} is {total:g}, must be 1")
+        return self
 
 
 class ManifestConfig(DataConfig):
@@ -45,13 +58,13 @@ class ManifestConfig(DataConfig):
         "of as many batches as it takes for 0.9 of all frames to be no padding, each pool is sorted by length, and the "
         "batches are put in a drawn order; where length tells the class, a batch then has fewer classes",
     )
-    cache: Literal["folder", "memory", "none"] = Field(
+    cache: Literal["folder", "none"] = Field(
         "folder",
-        description="where decoded files are kept; folder: in cache_folder, where later runs find them; memory: of "
-        "this run; none: each is decoded anew for each batch",
+        description="folder: decoded files are kept in cache_folder, where later runs find them; none: each is decoded "
+        "again for each batch",
     )
     cache_folder: str | None = Field(
-        None, description="folder of decoded files, on a disk of this machine; null: $DUET_CACHE, else the user's cache"
+        None, description="folder of decoded files; null: $DUET_CACHE, else the user's cache folder"
     )
 
     def reading(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is wrong with a manifest, as lines for the user."""
+"""What is wrong with a table, as lines for the user."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import NamedTuple
 from app.messages import Findings, visible
 
 MOST_CHARACTERS = 80  # of a value, in a line
-MOST_LINES = 20  # where the whole table cannot be used
+MOST_LINES = 20
 
 
 class Finding(NamedTuple):
@@ -32,7 +32,7 @@ class Finding(NamedTuple):
 
     def line(self, manifest: str | Path) -> str:
         """Such as "my.csv row 12, column image, 'a.png': is not there; correct the path"."""
-        place = shown(str(manifest), most=1000) + ("" if self.row is None else f" row {self.row}")
+        place = visible(str(manifest)) + ("" if self.row is None else f" row {self.row}")
         column = None if self.column is None else f"column {shown(self.column)}"
         value = None if self.value is None else f"'{shown(self.value)}'"
         return ", ".join(part for part in (place, column, value) if part is not None) + f": {self.problem}"
@@ -42,17 +42,30 @@ def of_table(problem: str, column: str | None = None) -> Finding:
     return Finding(None, column, None, problem)
 
 
-def shown(text: str, most: int = MOST_CHARACTERS) -> str:
+def of_file(path: str | Path, problem: str) -> Finding:
+    """Of a file in a folder without a table."""
+    return Finding(None, None, str(path), problem)
+
+
+def shown(text: str) -> str:
     """`text` in one line: its middle left out where it is long, characters that cannot be seen escaped."""
-    if len(text) > most:
-        text = f"{text[: most // 2 - 2]}...{text[1 - most // 2 :]}"
+    if len(text) > MOST_CHARACTERS:
+        text = f"{text[: MOST_CHARACTERS // 2]}...{text[-MOST_CHARACTERS // 2 :]}"
     return visible(text)
 
 
+def listed(names: Sequence[str], most: int = 10) -> str:
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(f"'{shown(name)}'" for name in names[:most]) + more
+
+
 def refuse(manifest: str | Path, findings: Sequence[Finding]) -> None:
-    """Raises Findings if there are any: the first 20, and how many more there are."""
-    lines = [finding.line(manifest) for finding in findings]
-    if len(lines) > MOST_LINES:
-        lines[MOST_LINES:] = [f"{shown(str(manifest), most=1000)}: and {len(lines) - MOST_LINES:,} more findings"]
-    if lines:
-        raise Findings(lines)
+    """Raises Findings if there are any."""
+    if findings:
+        raise Findings(first_lines([finding.line(manifest) for finding in findings]))
+
+
+def first_lines(lines: list[str]) -> list[str]:
+    """The first 20, and how many more there are."""
+    more = len(lines) - MOST_LINES
+    return [*lines[:MOST_LINES], f"and {more:,} more findings"] if more > 0 else lines

@@ -12,7 +12,7 @@ from data.files.audio import read_recording
 from data.files.images import to_unit
 from data.files.paths import BadFile, resolve
 from data.files.sequences import AUDIO
-from data.manifest.cache import CacheError, Samples
+from data.manifest.cache import Cache
 from data.manifest.config import ManifestConfig
 from data.manifest.finding import Finding
 from data.manifest.table import Row, Table
@@ -32,7 +32,7 @@ class ManifestRows(PreparedSplit):
         modalities: those that are read; the others are told as absent.
         training: windows are drawn for each epoch.
         edge: pixels of an edge that images of different sizes are brought to, or all, if it exceeds config.image_size.
-        samples: where their files come from.
+        cache: where their files come from.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class ManifestRows(PreparedSplit):
         seed: int,
         training: bool,
         edge: int,
-        samples: Samples,
+        cache: Cache,
     ):
         self.table, self.rows, self.config, self.spec, self.modalities = table, rows, config, spec, modalities
-        self.training, self.edge, self.samples = training, edge, samples
-        self.read_ahead = samples.read_ahead()
+        self.training, self.edge, self.cache = training, edge, cache
+        self.read_ahead = cache.read_ahead()
         label_of = {name: label for label, name in enumerate(spec.class_names)}
         self.labels = torch.tensor([label_of.get(row.label, -1) for row in rows], dtype=torch.int64)  # -1: none
         there = [[self._reads(row, name) for name in MODALITIES] for row in rows]
@@ -126,15 +126,14 @@ class ManifestRows(PreparedSplit):
         return batch
 
     def _stored(self, row: Row, modality: str) -> np.ndarray:
-        """An image (1 or 3, S, S) in its depth, a sequence (T, F) float32 as its file has it."""
+        """An image (1 or 3, S, S) in its depth, a sequence (T, F) as its file has it."""
         cell = getattr(row, modality)
         try:
-            stored = self.samples.read(modality, cell)
+            stored = self.cache.read(modality, cell)
             self._raise_if_unsuitable(modality, stored)
             return stored
         except (BadFile, OSError) as error:
-            problem = str(error) if isinstance(error, CacheError) else f"{error} (it was right when checked)"
-            finding = Finding(row.number, self.table.columns[modality], cell, problem)
+            finding = Finding(row.number, self.table.columns[modality], cell, f"{error} (it was right when checked)")
             raise OSError(self.table.line(finding)) from None
 
     def _raise_if_unsuitable(self, modality: str, stored: np.ndarray) -> None:
@@ -151,7 +150,7 @@ class ManifestRows(PreparedSplit):
         """Each (T, F); one frame of means, which becomes zeros, where there is no sequence. draw: in [0, 1)."""
         if not self._reads(row, "sequence"):
             return [self.mean[None]]
-        frames = torch.from_numpy(self._stored(row, "sequence"))
+        frames = torch.from_numpy(self._stored(row, "sequence")).float()
         limit = self.config.max_length or len(frames)
         last = len(frames) - limit  # the start of the last window
         if last <= 0:

@@ -1,23 +1,22 @@
 """A table of files as a data source: its rows in three splits, and rows to predict."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from app.messages import Findings
-from data.manifest.cache import Uncached, make_cache
-from data.manifest.check import Checked, check
+from data.manifest.cache import Cache, Facts, File, SequenceFacts, folder_of
+from data.manifest.check import Checked, check, check_files, unknown_labels
 from data.manifest.config import ManifestConfig
-from data.manifest.facts import Facts, File, SequenceFacts
-from data.manifest.fingerprint import fingerprint, fingerprints
+from data.manifest.finding import Finding, first_lines, refuse
 from data.manifest.rows import ManifestRows
-from data.manifest.table import Row
+from data.manifest.table import Row, read_table
 from data.spec import MODALITIES, SPLITS, DataSpec
-
-SHOWN = 20  # findings
 
 
 class Manifest:
@@ -31,12 +30,10 @@ class Manifest:
 
     def __init__(self, config: ManifestConfig, saved: DataSpec | None = None, modalities: Sequence[str] = MODALITIES):
         self.config, self.modalities = config, tuple(modalities)
-        cache = make_cache(config)
-        checked = check(config, self.modalities, saved, cache)
+        checked = check(config, self.modalities, saved, folder_of(config))
+        self.table, self.cache = checked.table, checked.cache
         self.skipped, self.notes = skip_or_raise(checked, config), checked.notes
-        self.notes += [cache.note()] if cache else []
-        self.table = checked.table
-        self.samples = cache or Uncached(self.table.root, config)
+        self.notes += [self.cache.note()] if self.cache.folder else []
         self.rows = {split: checked.rows_of(split) for split in SPLITS}
         self.spec = describe(self.rows, checked, config, self.modalities, saved)
         self.fingerprints = {split: fingerprints(rows, checked.facts, modalities) for split, rows in self.rows.items()}
@@ -46,9 +43,7 @@ class Manifest:
     def fingerprint(self, split: str, modality: str | None) -> str:
         return self.fingerprints[split][modality]
 
-    def splits(
-        self, *, seed: int, image_mean: Sequence[float], image_std: Sequence[float]
-    ) -> dict[str, "ManifestRows"]:
+    def splits(self, *, seed: int, image_mean: Sequence[float], image_std: Sequence[float]) -> dict[str, ManifestRows]:
         splits = {
             split: ManifestRows(
                 self.table,
@@ -61,7 +56,7 @@ class Manifest:
                 seed=seed,
                 training=split == "train",
                 edge=self.crop_edge if split == "train" else self.config.image_size,
-                samples=self.samples,
+                cache=self.cache,
             )
             for split in SPLITS
         }
@@ -70,23 +65,101 @@ class Manifest:
         return splits
 
 
+class NewRows:
+    """A source (see data/source.py) with one split, "new": the rows that can be predicted, in the table's order.
+
+    Args:
+        config, saved: of the checkpoint.
+        root: folder that the paths start from; None: that of the table.
+
+    Attributes:
+        unreadable: by row number, why that row cannot be predicted.
+        not_rows: of a folder, a line for each file of which no row could be made.
+        unlabelled: by row number, what is wrong with its label; it can be predicted.
+
+    Raises FileNotFoundError, or Findings where the table as a whole cannot be read.
+    """
+
+    skipped: ClassVar[list[dict[str, str]]] = []
+    notes: ClassVar[list[str]] = []
+
+    def __init__(
+        self,
+        manifest: Path,
+        config: ManifestConfig,
+        saved: DataSpec,
+        modalities: Sequence[str],
+        root: Path | None = None,
+    ):
+        self.config, self.spec, self.modalities = config, saved, tuple(modalities)
+        columns = {"columns": config.columns, "needs_label": False}
+        self.table = read_table(manifest, root=root, modalities=self.modalities, **columns)
+        self.cache = Cache(self.table.root, config)  # each file is read once more: nothing is kept
+        facts, of_files = check_files(self.table, self.cache, modalities, saved)
+        refuse(manifest, [finding for finding in of_files if finding.is_of_the_whole])
+        findings = [*self.table.findings, *of_files]
+        self.not_rows = [self.table.line(finding) for finding in findings if finding.row is None]
+        self.unreadable = _by_row([finding for finding in findings if finding.row is not None])
+        self.unlabelled = _by_row(unknown_labels(self.table, saved.class_names))
+        self.rows = [row for row in self.table.rows if row.number not in self.unreadable]
+        self.fingerprints = fingerprints(self.rows, facts, self.modalities)
+
+    def fingerprint(self, split: str, modality: str | None) -> str:
+        return self.fingerprints[modality]
+
+    def complete(self, predictions: Iterable[dict[str, Any]], names: Iterable[str]) -> list[dict[str, Any]]:
+        """A row for each of the table's: `predictions` are those of "new", with the columns `names`, which are empty
+        in the others. Each has its `error`, "" for none."""
+        predicted, nothing = iter(predictions), dict.fromkeys(names, "")
+        return [
+            nothing | {"error": self.unreadable[row.number]}
+            if row.number in self.unreadable
+            else next(predicted) | {"error": self.unlabelled.get(row.number, "")}
+            for row in self.table.rows
+        ]
+
+    def cells(self) -> list[dict[str, str]]:
+        """Of each row of the table, by column."""
+        return [self.table.cells(row) for row in self.table.rows]
+
+    def splits(self, *, seed: int, image_mean: Sequence[float], image_std: Sequence[float]) -> dict[str, ManifestRows]:
+        return {
+            "new": ManifestRows(
+                self.table,
+                self.rows,
+                self.config,
+                self.spec,
+                self.modalities,
+                image_mean=image_mean,
+                image_std=image_std,
+                seed=seed,
+                training=False,
+                edge=self.config.image_size,
+                cache=self.cache,
+            )
+        }
+
+
+def _by_row(findings: list[Finding]) -> dict[int, str]:
+    lines: dict[int, list[str]] = {}
+    for finding in findings:
+        where = ", ".join(text for text in (finding.column, finding.value) if text)
+        lines.setdefault(finding.row, []).append(f"{where} {finding.problem}" if where else finding.problem)
+    return {row: "; ".join(texts) for row, texts in lines.items()}
+
+
 def skip_or_raise(checked: Checked, config: ManifestConfig) -> list[dict[str, str]]:
     """The findings of the rows that are left out. Raises Findings where they must not be."""
     findings = checked.findings
+    if not findings:
+        return []
     whole = any(finding.is_of_the_whole for finding in findings)
     files = {finding.value for finding in findings if finding.row is None and not finding.is_of_the_whole}
     bad, total = len(checked.bad_rows()) + len(files), len(checked.table.rows) + len(files)
     share = bad / max(1, total)
-    if not findings:
-        return []
     if config.on_error == "skip" and not whole and share <= config.skip_limit:
         return [{name: "" if v is None else str(v) for name, v in finding._asdict().items()} for finding in findings]
-    lines = [checked.table.line(finding) for finding in findings[:SHOWN]]
-    if len(findings) > SHOWN:
-        lines.append(
-            f"{len(findings)} findings in all, {SHOWN} are shown; "
-            f"python -m app.commands.manifest check {config.manifest} shows all"
-        )
+    lines = first_lines([checked.table.line(finding) for finding in findings])
     if config.on_error == "skip" and share > config.skip_limit:
         lines.append(
             f"data.skip_limit: {bad} of {total} rows ({share:.1%}) cannot be used, allowed are "
@@ -157,7 +230,7 @@ def measure(sequences: Sequence[SequenceFacts]) -> dict[str, list[float]]:
     lengths = np.array([fact.length for fact in sequences], dtype=np.float64)[:, None]
     means = np.stack([fact.mean for fact in sequences])
     mean = (lengths * means).sum(0) / lengths.sum()
-    spread = sum(fact.spread for fact in sequences) + (lengths * np.square(means - mean)).sum(0)
+    spread = sum(np.array(fact.spread) for fact in sequences) + (lengths * np.square(means - mean)).sum(0)
     std = np.sqrt(spread / max(1.0, lengths.sum() - 1))
     constant = std <= 1e-6 * np.abs(mean)  # what float32 makes of a value that never changes
     return {"mean": mean.tolist(), "std": np.where(constant | (std == 0), 1.0, std).tolist()}
@@ -165,3 +238,18 @@ def measure(sequences: Sequence[SequenceFacts]) -> dict[str, list[float]]:
 
 def unchanged(num_features: int) -> dict[str, list[float]]:
     return {"mean": [0.0] * num_features, "std": [1.0] * num_features}
+
+
+def fingerprint(rows: list[Row], facts: dict[File, Facts], modalities: Sequence[str]) -> str:
+    """What tells these rows, in this order, from others: labels, and contents of files; not their names."""
+    digest = hashlib.sha256()
+    for row in rows:
+        files = (facts.get((name, getattr(row, name))) for name in modalities)
+        contents = [fact.digest if fact else "" for fact in files]
+        digest.update(repr((row.label, contents)).encode())
+    return f"{len(rows)} rows, {digest.hexdigest()[:16]}"
+
+
+def fingerprints(rows: list[Row], facts: dict[File, Facts], modalities: Sequence[str]) -> dict[str | None, str]:
+    """For each modality alone, and for none (None): of labels only."""
+    return {None: fingerprint(rows, facts, ())} | {name: fingerprint(rows, facts, (name,)) for name in modalities}

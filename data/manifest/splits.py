@@ -6,28 +6,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from pydantic import Field, model_validator
-
-from app.section import Section
-from data.manifest.columns import SPLIT_OF_WORD, SPLIT_WORDS
-from data.manifest.finding import MOST_LINES, Finding, of_table, shown
+from data.manifest.cells import SPLIT_OF_WORD, SPLIT_WORDS
+from data.manifest.finding import Finding, listed, of_table
 from data.manifest.table import Row, Table
 
 _TITLES = {"train": "training", "val": "validation", "test": "test"}
 _INTEGER = re.compile("[+-]?[0-9]{1,18}")
-
-
-class FractionsConfig(Section):
-    train: float = Field(0.7, gt=0, description="of the rows (of their groups, where there are) that train")
-    val: float = Field(0.15, gt=0, description="of those that validate")
-    test: float = Field(0.15, gt=0, description="of those that are kept for the test")
-
-    @model_validator(mode="after")
-    def _whole(self) -> "FractionsConfig":
-        total = self.train + self.val + self.test
-        if abs(total - 1) > 1e-6:
-            raise ValueError(f"train {self.train:g} + val {self.val:g} + test {self.test:g} is {total:g}, must be 1")
-        return self
 
 
 def split_of_rows(table: Table, fractions: Mapping[str, float]) -> tuple[list[str | None], list[Finding]]:
@@ -39,11 +23,10 @@ def split_of_rows(table: Table, fractions: Mapping[str, float]) -> tuple[list[st
     Args:
         fractions: split -> fraction of the rows, for a table without a split column.
 
-    None: the split column has no such word (a finding), or the row is malformed (a finding of the table).
+    None: the split column has no such word.
     """
     if "split" not in table.columns:
-        malformed = {finding.row for finding in table.findings if finding.column is None} - {None}
-        return [None if row.number in malformed else _drawn(row, fractions) for row in table.rows], []
+        return [_drawn(row, fractions) for row in table.rows], []
     splits = [SPLIT_OF_WORD.get((row.split or "").casefold()) for row in table.rows]
     return splits, [*_wrong_words(table, splits), *_groups_in_two(table, splits)]
 
@@ -53,8 +36,8 @@ def _drawn(row: Row, fractions: Mapping[str, float]) -> str:
         key = ("group", row.group)
     else:
         key = ("id", row.id) if row.id is not None else ("files", row.image or "", row.sequence or "")
-    # No cell has a NUL. repr() would not do: what it escapes depends on the version of Python.
-    digest = hashlib.blake2b("\0".join(key).encode(), digest_size=8).digest()
+    # repr() would not do: what it escapes depends on the version of Python.
+    digest = hashlib.blake2b("\0".join(key).encode(errors="replace"), digest_size=8).digest()
     position, end = int.from_bytes(digest, "big") / 2**64, 0.0
     for split in ("train", "val"):
         end += fractions[split]
@@ -64,12 +47,11 @@ def _drawn(row: Row, fractions: Mapping[str, float]) -> str:
 
 
 def _wrong_words(table: Table, splits: list[str | None]) -> Iterator[Finding]:
-    column, allowed = table.columns["split"], ", ".join(SPLIT_OF_WORD)
-    told = {(finding.row, finding.column) for finding in table.findings}
+    malformed = {finding.row for finding in table.findings if finding.column is None}
     for row, split in zip(table.rows, splits, strict=True):
-        if split is None and not told & {(row.number, None), (row.number, column)}:
-            problem = "is empty" if row.split is None else "is no split"
-            yield Finding(row.number, column, row.split, f"{problem}; allowed: {allowed}, or no split column at all")
+        if split is None and row.number not in malformed:
+            problem = f"is no split; allowed: {', '.join(SPLIT_OF_WORD)}, or no split column at all"
+            yield Finding(row.number, table.columns["split"], row.split or "", problem)
 
 
 def _groups_in_two(table: Table, splits: list[str | None]) -> Iterator[Finding]:
@@ -88,54 +70,34 @@ def _groups_in_two(table: Table, splits: list[str | None]) -> Iterator[Finding]:
         yield Finding(row.number, table.columns["group"], row.group, problem)
 
 
-def split_findings(
-    rows: Sequence[Row], splits: Sequence[str | None], *, split_column: str | None, label_column: str
-) -> list[Finding]:
+def split_findings(rows: Sequence[Row], splits: Sequence[str], columns: Mapping[str, str]) -> list[Finding]:
     """What keeps these rows, as a whole, from being trained on.
 
     Args:
-        rows, splits: those that are left. A row without a label or a split counts nowhere.
-        split_column: None: the splits are drawn (see split_of_rows).
+        rows, splits: those without a finding.
+        columns: see Table. Where none says the split, each class must be in each; where one does, a rare class may be
+            left out of validation or test by choice.
     """
     count = Counter((row.label, split) for row, split in zip(rows, splits, strict=True))
-    classes = class_names_of({label for label, split in count if label is not None and split is not None})
+    classes = class_names_of(label for label, _ in count)
     if not classes:
         return [of_table("no row is left with which to train")]
     findings = []
     if len(classes) == 1:
-        problem = f"every row is of the class '{shown(classes[0])}'; a classifier needs two or more"
-        findings.append(of_table(problem, label_column))
-    empty = [split for split in SPLIT_WORDS if not any(count[label, split] for label in classes)]
-    for split in empty:
-        findings.append(of_table(f"has no {_TITLES[split]} rows; {_remedy(split, split_column, '')}", split_column))
-    needed = SPLIT_WORDS if split_column is None else ("train",)  # a rare class may be left out of a test by choice
-    lacking = {
-        label: tuple(split for split in needed if split not in empty and not count[label, split]) for label in classes
-    }
-    alike = Counter(missing for missing in lacking.values() if missing)
-    for label, missing in lacking.items():
-        if not missing or alike[missing] > MOST_LINES:
-            continue
-        has = ", ".join(f"{count[label, split]} {_TITLES[split]}" for split in SPLIT_WORDS if count[label, split])
-        problem = f"the class has no {_rows(missing)}, but {has}; {_remedy(missing[0], split_column, 'of it ')}"
-        findings.append(Finding(None, label_column, label, problem))
-    for missing, number in alike.items():
-        if number > MOST_LINES:  # as where a column of names or numbers is taken for that of the label
-            some = next(label for label in classes if lacking[label] == missing)
-            problem = f"{number:,} of {len(classes):,} classes have no {_rows(missing)}, such as '{shown(some)}'; "
-            problem += f"is this the column of the classes? If it is, {_remedy(missing[0], split_column, 'of them ')}"
-            findings.append(of_table(problem, label_column))
+        problem = f"every row is of the class {listed(classes)}; a classifier needs two or more"
+        findings.append(of_table(problem, columns["label"]))
+    column = columns.get("split")
+    for split, title in _TITLES.items():
+        remedy = f"add rows, raise data.fractions.{split}, or add a split column"
+        if column is not None:
+            remedy = f"write {SPLIT_WORDS[split][0]} in the column {column} of some rows"
+        lacking = [name for name in classes if not count[name, split]]
+        if len(lacking) == len(classes):
+            findings.append(of_table(f"has no {title} rows; {remedy}", column))
+        elif lacking and (split == "train" or column is None):
+            problem = f"{len(lacking):,} of {len(classes):,} classes have no {title} rows: {listed(lacking)}; {remedy}"
+            findings.append(of_table(problem, columns["label"]))
     return findings
-
-
-def _rows(splits: Sequence[str]) -> str:
-    return f"{' or '.join(_TITLES[split] for split in splits)} rows"
-
-
-def _remedy(split: str, split_column: str | None, of_it: str) -> str:
-    if split_column is not None:
-        return f"write {SPLIT_WORDS[split][0]} in the column {shown(split_column)} of some rows {of_it}".strip()
-    return f"add rows {of_it}(the split is drawn), raise data.fractions.{split}, or add a split column"
 
 
 def class_names_of(labels: Iterable[str]) -> tuple[str, ...]:
@@ -144,17 +106,13 @@ def class_names_of(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=int) if all(_INTEGER.fullmatch(name) for name in names) else names)
 
 
-def label_findings(labels: Iterable[str], *, label_column: str) -> list[Finding]:
-    """Labels that are probably meant to be one class: told apart by case, by spaces, by how an accent is stored, or
-    by how an integer is written."""
+def labels_alike(labels: Iterable[str]) -> Iterator[str]:
+    """A line for labels that are probably meant to be one class: told apart by case, by spaces, by how an accent is
+    stored, or by how an integer is written."""
     alike: dict[str, list[str]] = {}
     for name in class_names_of(labels):
         folded = " ".join(unicodedata.normalize("NFC", name).casefold().split())
         alike.setdefault(str(int(folded)) if _INTEGER.fullmatch(folded) else folded, []).append(name)
-    findings = []
     for names in alike.values():
         if len(names) > 1:
-            listed = " and ".join(f"'{shown(name)}'" for name in names)
-            problem = f"{listed} are {len(names)} classes; if they are meant to be one, write them alike"
-            findings.append(of_table(problem, label_column))
-    return findings
+            yield f"{listed(names)} are {len(names)} classes; if they are meant to be one, write them alike"

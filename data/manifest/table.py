@@ -1,19 +1,39 @@
-"""A manifest as rows: a .csv, .tsv or .jsonl with one sample a row, or a folder without one (see folder.py).
+"""A manifest as rows: a .csv, .tsv or .jsonl with one sample a row, or a folder of files.
 
 What can be told from the table alone is told here; the files that it names are not looked at.
 """
 
-import os
-import stat
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from app.messages import closest, name_beside
-from data.manifest.cells import SUFFIXES, Cells, read_cells
-from data.manifest.columns import BRANCH_OF, MAY_BE_MISSING, MISSING, ROLES, roles_of_columns
-from data.manifest.finding import Finding, of_table, refuse, shown
-from data.manifest.folder import read_folder
+from app.messages import closest, name_beside, nearest
+from data.manifest.cells import SUFFIXES, Cells, read_cells, read_folder
+from data.manifest.finding import Finding, listed, of_table, refuse, shown
+
+# Role -> the names of columns that say so, whatever their case.
+ROLES = {
+    "image": ("image", "image_file_name", "image_path"),
+    "sequence": (
+        "sequence",
+        "sequence_file_name",
+        "audio",
+        "audio_file_name",
+        "audio_path",
+        "audio_filepath",
+        "wav",
+    ),
+    "label": ("label", "class", "target"),
+    "split": ("split", "subset"),
+    "group": ("group", "speaker", "speaker_id", "subject"),
+    "id": ("id",),
+}
+BRANCH_OF = {"image": "model.image_branch", "sequence": "model.temporal_branch"}
+# For what is missing, whatever their case, in the columns of these roles. In others they are text like any.
+MISSING = ("", "na", "nan", "null", "none")
+MAY_BE_MISSING = ("image", "sequence", "group")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,142 +106,117 @@ def read_table(
 
     Raises FileNotFoundError, or Findings with what makes the table as a whole unreadable.
     """
-    columns, findings = columns or {}, []
-    mode = _stat(path).st_mode
-    is_folder = stat.S_ISDIR(mode)
     if root is not None and not root.is_dir():
-        findings.append(of_table(f"data.root: {shown(str(root), 1000)} is no folder"))
-    if is_folder and columns and needs_label:  # else they are those of the training
-        findings.append(of_table("data.columns: a folder has no columns to choose from; leave it out"))
-    refuse(path, findings if is_folder else findings + _unreadable(path, mode))
-    if is_folder:
-        cells, of_files = read_folder(path, root=root or path, modalities=modalities)
-        place = {name: i for i, name in enumerate(cells.columns) if name in modalities or name not in BRANCH_OF}
+        refuse(path, [of_table(f"data.root: {root} is no folder")])
+    if path.is_dir():
+        root = root or path
+        cells = read_folder(path, root, modalities)
+    elif not path.is_file():  # nor a device or a pipe
+        raise FileNotFoundError(f"{path}: is not there, or no file and no folder")
+    elif path.suffix.lower() not in SUFFIXES:
+        remedy = "save a spreadsheet as 'CSV UTF-8', unpack an archive"
+        refuse(path, [of_table(f"is no {', '.join(SUFFIXES)} file, and no folder; {remedy}")])
     else:
-        cells, of_files = read_cells(path), []
-        place, findings = roles_of_columns(cells.columns, columns, modalities, needs_label)
-        if not cells.rows:
-            findings.append(of_table("has a header and no rows; add a row for each sample"))
-        refuse(path, findings)
-    extra = [i for i in range(len(cells.columns)) if i not in place.values()]
-    names = {role: cells.columns[i] for role, i in place.items()}
-    rows = _rows(cells, place, extra)
-    if needs_label:
-        refuse(path, [*_nowhere([row for row in rows if row.number not in cells.malformed], names, modalities)])
-    if is_folder:
-        of_rows = _findings_of_samples(rows, modalities)
-    else:
-        of_rows = _findings_of_rows(rows, cells, place, modalities, needs_label)
-    root = root or (path if is_folder else path.parent)
-    return Table(path, root, names, tuple(cells.columns[i] for i in extra), rows, [*of_files, *of_rows])
+        cells = read_cells(path)
+    names, findings = _columns_of_roles(cells.columns, columns or {}, modalities, needs_label)
+    if not cells.rows:
+        findings.append(of_table("has a header and no rows; add a row for each sample"))
+    refuse(path, findings)
+    extra = tuple(column for column in cells.columns if column not in names.values())
+    rows = [_row(number, row, names, extra) for number, row in cells.rows.items()]
+    findings = [*cells.findings, *_findings_of_rows(rows, cells, names, modalities, needs_label)]
+    return Table(path, root or path.parent, names, extra, rows, findings)
 
 
-def _stat(path: Path) -> os.stat_result:
-    try:
-        return path.stat()
-    except FileNotFoundError:
-        if path.is_symlink():
-            raise FileNotFoundError(f"{shown(str(path), 1000)}: is a link to a file that is not there") from None
-        raise FileNotFoundError(f"{shown(str(path), 1000)}: is not there{_hint(path)}") from None
-    except (OSError, ValueError) as error:
-        refuse(path, [of_table(f"cannot be read: {getattr(error, 'strerror', None) or error}")])
+def _columns_of_roles(
+    columns: list[str], chosen: Mapping[str, str], modalities: Sequence[str], needs_label: bool
+) -> tuple[dict[str, str], list[Finding]]:
+    """Role -> its column, and what is wrong with the header and with data.columns (`chosen`).
+
+    For a prediction (not needs_label) split, group and id are no roles, and `chosen` is that of the training.
+    """
+    problems = [f"data.columns.{role}: unknown role; {nearest(role, [*ROLES])}" for role in chosen if role not in ROLES]
+    taken = {name.strip().casefold() for role, name in chosen.items() if role in ROLES}
+    roles = {}
+    for role in ROLES if needs_label else (*modalities, "label"):
+        if role in BRANCH_OF and role not in modalities:
+            continue
+        if role in chosen:
+            wanted = f"called '{shown(chosen[role])}' (data.columns.{role})"
+            found = [column for column in columns if column.casefold() == chosen[role].strip().casefold()]
+        else:
+            wanted = f"for the {role} ({', '.join(ROLES[role])})"
+            found = [column for column in columns if column.casefold() in ROLES[role]]
+            found = [column for column in found if column.casefold() not in taken]
+        needed = role in modalities or (needs_label and (role == "label" or role in chosen))
+        if len(found) == 1:
+            roles[role] = found[0]
+        elif found:
+            choice = f", or say which it is: data.columns={{{role}: {shown(found[-1])}}}" if needs_label else ""
+            problems.append(f"columns {listed(found)} can all be the {role}; rename all but one{choice}")
+        elif needed:
+            free = [column for column in columns if column not in roles.values()]
+            near = next((name for known in ROLES[role] if (name := closest(known, free))), None)
+            hint = f" (is it '{shown(near)}'?)" if near else ""
+            remedy = "rename one" + (f", or data.columns={{{role}: ITS_NAME}}" if needs_label else "")
+            if role in BRANCH_OF and len(modalities) > 1:
+                one_branch = f"{BRANCH_OF[role]}=null for a one-branch model"
+                remedy += f", or {one_branch if needs_label else 'add an empty one: no row then has one'}"
+            problems.append(f"no column {wanted}; the file has {listed(columns)}{hint}; {remedy}")
+    return roles, [of_table(problem) for problem in problems]
 
 
-def _hint(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f", nor is the folder {shown(str(path.parent), 1000)}"
-    beside = sorted(p.name for p in path.parent.iterdir() if p.suffix.lower() in SUFFIXES or p.is_dir())
-    near = closest(path.name, beside)
-    return f"; did you mean '{shown(near)}'?" if near else ""
+def _row(number: int, values: Mapping[str, Any], names: Mapping[str, str], extra: Sequence[str]) -> Row:
+    cells = {role: _text(values.get(names.get(role))) for role in ROLES}
+    for role in MAY_BE_MISSING:
+        if cells[role].casefold() in MISSING:
+            cells[role] = ""
+    return Row(number, *(cell or None for cell in cells.values()), tuple([_text(values.get(name)) for name in extra]))
 
 
-def _unreadable(path: Path, mode: int) -> list[Finding]:
-    if not stat.S_ISREG(mode):
-        return [of_table("is a device, a pipe or a socket, and was not opened; give a file or a folder")]
-    if path.suffix.lower() in SUFFIXES:
-        return []
-    remedies = {
-        ".json": "write one object a line and name it .jsonl",
-        ".xlsx": "save it from the spreadsheet as 'CSV UTF-8'",
-        ".gz": "unpack it first",
-    }
-    remedies |= {".xls": remedies[".xlsx"], ".ods": remedies[".xlsx"], ".zip": remedies[".gz"]}
-    remedy = remedies.get(path.suffix.lower(), "rename it if it is one of these")
-    return [of_table(f"is no {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file, and no folder; {remedy}")]
-
-
-def _rows(cells: Cells, place: Mapping[str, int], extra: list[int]) -> list[Row]:
-    at = [(place.get(role), role in MAY_BE_MISSING) for role in ROLES]
-    rows = []
-    for number, row in zip(cells.numbers, cells.rows, strict=True):
-        of_roles = [None if i is None else row[i] or None for i, _ in at]
-        of_roles = [
-            None if cell is not None and missing and cell.casefold() in MISSING else cell
-            for cell, (_, missing) in zip(of_roles, at, strict=True)
-        ]
-        rows.append(Row(number, *of_roles, tuple([row[i] or "" for i in extra])))
-    return rows
-
-
-def _nowhere(rows: list[Row], names: Mapping[str, str], modalities: Sequence[str]) -> Iterator[Finding]:
-    """A modality that the model reads and no row has."""
-    for modality in modalities:
-        if rows and all(getattr(row, modality) is None for row in rows):
-            remedy = f", or {BRANCH_OF[modality]}=null for a one-branch model" if len(modalities) > 1 else ""
-            article = "an" if modality == "image" else "a"
-            yield of_table(f"no row has {article} {modality}; name files{remedy}", names[modality])
-
-
-def _findings_of_samples(rows: list[Row], modalities: Sequence[str]) -> Iterator[Finding]:
-    """Of a folder: a sample without a file that the model reads, which then has one that it does not read."""
-    for row in rows:
-        if row.image is None and row.sequence is None:
-            problem = f"has no {modalities[0]} beside it, and the model reads nothing else; add one, or move it away"
-            yield Finding(row.number, None, row.extra[0], problem)
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value.strip() if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _findings_of_rows(
-    rows: list[Row], cells: Cells, place: Mapping[str, int], modalities: Sequence[str], needs_label: bool
+    rows: list[Row], cells: Cells, names: Mapping[str, str], modalities: Sequence[str], needs_label: bool
 ) -> Iterator[Finding]:
     first_of: dict[tuple[str | None, ...], Row] = {}
-    column = {role: cells.columns[i] for role, i in place.items()}
+    malformed = {finding.row for finding in cells.findings}
     for row in rows:
-        if row.number in cells.malformed:
-            yield cells.malformed[row.number]
+        if row.number in malformed:
             continue
-        if not any([row.image, row.sequence, row.label, row.split, row.group, row.id, *row.extra]):
-            yield Finding(row.number, None, None, "is empty; fill it in or delete it")
-            continue
-        for role, i in place.items():
-            if (row.number, i) in cells.nested:
+        for role, name in names.items():
+            if isinstance(cells.rows[row.number].get(name), list | dict):
                 problem = "is a list or an object; a cell is one text, and a row has one class"
-                yield Finding(row.number, column[role], getattr(row, role), problem)
+                yield Finding(row.number, name, getattr(row, role), problem)
         if row.image is None and row.sequence is None:
-            first, *second = [column[modality] for modality in modalities]
-            also = f", and so is column {shown(second[0])}" if second else ", and the model reads nothing else"
-            yield Finding(row.number, first, None, f"is empty{also}; name a file, or delete the row")
+            where = " and ".join(names[modality] for modality in modalities)
+            yield Finding(row.number, where, None, "is empty; name a file, or delete the row")
         if needs_label:
-            yield from _findings_for_training(row, column, first_of)
+            yield from _findings_for_training(row, names, first_of)
 
 
 def _findings_for_training(
-    row: Row, column: dict[str, str], first_of: dict[tuple[str | None, ...], Row]
+    row: Row, names: Mapping[str, str], first_of: dict[tuple[str | None, ...], Row]
 ) -> Iterator[Finding]:
     """
     Args:
         first_of: the first row with these files, or this id; written here.
     """
     if row.label is None:
-        yield Finding(row.number, column["label"], None, "is empty; name the class, or delete the row")
+        yield Finding(row.number, names["label"], None, "is empty; name the class, or delete the row")
     elif row.image is not None or row.sequence is not None:
         first = first_of.setdefault(("files", row.image, row.sequence), row)
         role = "image" if row.image is not None else "sequence"
         if first is not row and row.label == first.label:
             problem = f"row {first.number} has the same files and label; delete one of them"
-            yield Finding(row.number, column[role], getattr(row, role), problem)
+            yield Finding(row.number, names[role], getattr(row, role), problem)
         elif first is not row:
             problem = f"two labels for the same files: row {first.number} has '{shown(first.label)}'; keep one"
-            yield Finding(row.number, column["label"], row.label, problem)
+            yield Finding(row.number, names["label"], row.label, problem)
     if row.id is not None and (first := first_of.setdefault(("id", row.id), row)) is not row:
         problem = f"row {first.number} has this id too; give each row its own"
-        yield Finding(row.number, column["id"], row.id, problem)
+        yield Finding(row.number, names["id"], row.id, problem)

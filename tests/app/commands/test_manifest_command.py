@@ -62,22 +62,6 @@ def test_check_wants_a_config_of_a_manifest(tmp_path, rows, capsys):
     assert "data.manifest: belongs to source: manifest, not to source: digits" in capsys.readouterr().err
 
 
-def test_the_cache_is_built_ahead(tmp_path, rows, capsys):
-    table, folder = write_rows(tmp_path / "table.csv", rows), f"data.cache_folder={tmp_path / 'decoded'}"
-    for found in (0, 20):
-        assert manifest.main(["cache", str(table), *CONFIG, folder]) == 0
-        printed = capsys.readouterr()
-        assert printed.out.startswith(f"cache: 20 files, {found} were there; ") and printed.err == ""
-        assert printed.out.count("\n") == 1 and str(tmp_path / "decoded" / "samples" / "table.csv-") in printed.out
-    rows[3]["image"] = "missing.png"
-    assert manifest.main(["cache", str(write_rows(table, rows)), *CONFIG, folder]) == 2
-    printed = capsys.readouterr()
-    assert printed.out.startswith("cache: 19 files, 19 were there; ")
-    assert "row 5, column image, 'missing.png': is not there" in printed.err
-    assert manifest.main(["cache", str(table), *CONFIG, "data.cache=memory"]) == 2
-    assert "data.cache: found memory; only a folder can be built ahead: set it to folder" in capsys.readouterr().err
-
-
 def test_a_check_leaves_no_cache(tmp_path, rows, capsys):
     folder = f"data.cache_folder={tmp_path / 'decoded'}"
     assert manifest.main(["check", str(write_rows(tmp_path / "table.csv", rows)), *CONFIG, folder]) == 0

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from app.messages import Findings
-from data.manifest import reading
+from data.manifest import cache
 from data.manifest.check import check, unknown_labels
 from data.manifest.config import ManifestConfig
 from data.manifest.source import Manifest
@@ -42,8 +42,8 @@ def test_a_good_table_has_no_finding(checked):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_is_told_of_each_file(checked, rows, tmp_path, monkeypatch, workers):
     """The same from this process and from others, in any number of pieces."""
-    monkeypatch.setattr(reading, "_WORTH_PROCESSES", 1 if workers else 99)
-    monkeypatch.setattr(reading, "_FILES_AT_ONCE", 3)
+    monkeypatch.setattr(cache, "_WORTH_PROCESSES", 1 if workers else 99)
+    monkeypatch.setattr(cache, "_FILES_AT_ONCE", 3)
     rows[3]["sequence"] = "missing.npy"
     found = checked()
     pixels = np.array(Image.open(tmp_path / "4.png"))
@@ -63,7 +63,7 @@ def test_where_no_processes_can_be_started_this_one_reads_all(checked, monkeypat
     def no_space():
         raise OSError(errno.ENOSPC, "No space left on device")  # of a full /dev/shm
 
-    monkeypatch.setattr(reading, "_WORTH_PROCESSES", 1)
+    monkeypatch.setattr(cache, "_WORTH_PROCESSES", 1)
     monkeypatch.setattr(multiprocessing, "Semaphore", no_space)
     monkeypatch.setattr(multiprocessing.context.BaseContext, "Lock", lambda self: no_space())
     assert len(checked().facts) == 20
@@ -164,7 +164,8 @@ def test_a_class_that_only_bad_rows_have(checked, rows):
         rows[i]["image"] = "missing.png"
     found = checked()
     assert [f.row for f in found.findings] == [None, 3, 5, 7]
-    assert "the class has no training rows" in lines_of(found)[0]
+    assert "1 of 2 classes have no training rows: 'dog'" in lines_of(found)[0]
+    assert lines_of(found)[0].endswith("(rows with a finding do not count)")
 
 
 def test_of_many_classes_of_a_checkpoint_some_are_named(checked, rows):
@@ -173,8 +174,8 @@ def test_of_many_classes_of_a_checkpoint_some_are_named(checked, rows):
     (found, *others) = unknown_labels(table, ("dog", *(f"breed {i:02}" for i in range(1200)), "cat"))
     assert others == [] and (found.row, found.column, found.value) == (10, "label", "bird")
     assert found.problem == (
-        "is no class of the checkpoint, which has dog, breed 00, breed 01, breed 02, breed 03, breed 04, breed 05, "
-        "breed 06, breed 07, breed 08 and 1,192 more; correct the label, or train anew"
+        "is no class of the checkpoint, which has 'dog', 'breed 00', 'breed 01', 'breed 02', 'breed 03', 'breed 04', "
+        "'breed 05', 'breed 06', 'breed 07', 'breed 08' and 1,192 more; correct the label, or train again"
     )
 
 
@@ -183,7 +184,7 @@ def test_notes(checked, rows):
         row["spilt"] = row.pop("split")
     rows[0]["label"] = "Cat"
     notes = checked(fractions={"train": 0.5, "val": 0.25, "test": 0.25}).notes
-    assert "'Cat' and 'cat' are 2 classes" in notes[0]
+    assert "'Cat', 'cat' are 2 classes" in notes[0]
     assert notes[1] == (
         "no column says the split: it is drawn by a hash of the paths; did you mean the column 'spilt' to say the "
         "split? It is called split or subset"
@@ -207,7 +208,7 @@ class TestOnError:
             source()
         lines = str(error.value).splitlines()
         assert len(lines) == 21
-        assert lines[20].startswith("30 findings in all, 20 are shown; python -m app.commands.manifest check ")
+        assert lines[20] == "and 10 more findings"
 
     def test_skip_leaves_out_the_rows_alone(self, source, rows):
         rows[0]["image"] = "missing.png"

@@ -7,8 +7,7 @@ from PIL import Image
 
 from app.messages import Findings
 from data.manifest.config import ManifestConfig
-from data.manifest.new_rows import NewRows
-from data.manifest.source import Manifest
+from data.manifest.source import Manifest, NewRows
 from data.source import make_new_rows
 from tests.data.manifest.tables import MANIFEST, good_rows, write_rows
 
@@ -148,9 +147,10 @@ def test_files_of_a_folder_that_are_no_row_are_told(trained, rows, tmp_path):
     new = read(trained, tmp_path / "set", ("image",))
     assert [row.image for row in new.rows] == ["test/cat/0.png", "test/cat/1.png"] and new.unreadable == {}
     (line,) = new.not_rows
-    assert line.startswith(f"{tmp_path / 'set'}, 'test/cat/1.gif': is no image (")
+    assert line.startswith(f"{tmp_path / 'set'}, 'test/cat/1.gif': is no image and no sequence (")
     (place / "1.png").unlink()
-    assert read(trained, tmp_path / "set", ("image",)).unreadable[2].startswith("test/cat/1.npy has no image beside it")
+    new = read(trained, tmp_path / "set", ("image",))
+    assert len(new.rows) == 1 and ", 'test/cat/1.npy': has no image beside it" in new.not_rows[1]
 
 
 def test_a_model_of_another_source_reads_no_files(trained, config, tmp_path):

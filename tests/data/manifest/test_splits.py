@@ -7,14 +7,9 @@ import pytest
 from pydantic import ValidationError
 from scipy.stats import binom
 
-from data.manifest.columns import SPLIT_WORDS
-from data.manifest.splits import (
-    FractionsConfig,
-    class_names_of,
-    label_findings,
-    split_findings,
-    split_of_rows,
-)
+from data.manifest.cells import SPLIT_WORDS
+from data.manifest.config import FractionsConfig
+from data.manifest.splits import class_names_of, labels_alike, split_findings, split_of_rows
 from data.manifest.table import Row, read_table
 
 FRACTIONS = FractionsConfig().model_dump()
@@ -59,7 +54,7 @@ def test_other_words_and_rows_without_one(table):
     )
     assert lines_of(findings) == [
         f"my.csv row 2, column split, 'trian': is no split; {allowed} at all",
-        f"my.csv row 3, column split: is empty; {allowed} at all",
+        f"my.csv row 3, column split, '': is no split; {allowed} at all",
         f"my.csv row 5, column split, 'unused': is no split; {allowed} at all",
     ]  # and row 4 has too few cells, which the table tells
 
@@ -141,72 +136,57 @@ def test_all_rows_of_a_group_are_in_one_split(table):
     assert split_of_rows(table("image,wav,label,subject,id", *unknown), FRACTIONS)[0] == splits
 
 
-def test_a_malformed_row_has_no_split(table):
-    splits, findings = split_of_rows(table("image,wav,label", "a.png,a.wav", "b.png,b.wav,cat"), FRACTIONS)
-    assert splits[0] is None and splits[1] is not None and findings == []
-
-
 # What the rows that are left must have
 
 
-def left(*labels_and_splits):
+DRAWN, SAID = {"label": "kind"}, {"label": "kind", "split": "subset"}
+
+
+def left(columns, *labels_and_splits):
+    """What is told where these rows are left."""
     rows = [Row(i, f"{i}.png", None, label, None, None, None, ()) for i, (label, _) in enumerate(labels_and_splits)]
-    return rows, [split for _, split in labels_and_splits]
+    return lines_of(split_findings(rows, [split for _, split in labels_and_splits], columns))
 
 
 def test_nothing_is_wrong_where_each_class_is_in_each_split():
-    rows, splits = left(*[(label, split) for label in "ab" for split in SPLIT_WORDS], ("c", None), (None, "train"))
-    assert split_findings(rows, splits, split_column=None, label_column="label") == []
+    assert left(DRAWN, *[(label, split) for label in "ab" for split in SPLIT_WORDS]) == []
 
 
 def test_a_class_that_lacks_a_split():
-    every = [("a", "train"), ("a", "val"), ("a", "test"), ("b", "train"), ("b", "train"), ("c", "val"), ("c", "test")]
-    rows, splits = left(*every)
-    assert lines_of(split_findings(rows, splits, split_column=None, label_column="kind")) == [
-        "my.csv, column kind, 'b': the class has no validation or test rows, but 2 training; add rows of it (the "
-        "split is drawn), raise data.fractions.val, or add a split column",
-        "my.csv, column kind, 'c': the class has no training rows, but 1 validation, 1 test; add rows of it (the "
-        "split is drawn), raise data.fractions.train, or add a split column",
+    rows = [("a", "train"), ("a", "val"), ("a", "test"), ("b", "train"), ("b", "train"), ("c", "val"), ("c", "test")]
+    assert left(DRAWN, *rows) == [
+        f"my.csv, column kind: 1 of 3 classes have no {title} rows: '{name}'; add rows, raise data.fractions.{split}, "
+        "or add a split column"
+        for title, split, name in (("training", "train", "c"), ("validation", "val", "b"), ("test", "test", "b"))
     ]
-    found = lines_of(split_findings(rows, splits, split_column="subset", label_column="kind"))
-    (line,) = found  # a class that the table's own split leaves out of validation or test is no mistake
-    assert "'c': the class has no training rows, but 1 " in line
-    assert line.endswith("1 test; write train in the column subset of some rows of it")
+    assert left(SAID, *rows) == [  # a class that the table's own split leaves out of validation or test is no mistake
+        "my.csv, column kind: 1 of 3 classes have no training rows: 'c'; write train in the column subset of some rows"
+    ]
 
 
-def test_many_classes_that_lack_the_same_split_are_one_finding():
+def test_many_classes_that_lack_a_split_are_one_finding():
     """As where the column of the names of the rows is taken for that of the classes."""
-    rows, splits = left(*[(f"{i:02}", "train") for i in range(41)], ("41", "val"), ("42", "test"), ("00", "val"))
-    assert lines_of(split_findings(rows, splits, split_column=None, label_column="kind")) == [
-        "my.csv, column kind, '00': the class has no test rows, but 1 training, 1 validation; add rows of it (the "
-        "split is drawn), raise data.fractions.test, or add a split column",
-        "my.csv, column kind, '41': the class has no training or test rows, but 1 validation; add rows of it (the "
-        "split is drawn), raise data.fractions.train, or add a split column",
-        "my.csv, column kind, '42': the class has no training or validation rows, but 1 test; add rows of it (the "
-        "split is drawn), raise data.fractions.train, or add a split column",
-        "my.csv, column kind: 40 of 43 classes have no validation or test rows, such as '01'; is this the column of "
-        "the classes? If it is, add rows of them (the split is drawn), raise data.fractions.val, or add a split column",
-    ]
+    (line, _) = left(DRAWN, *[(f"{i:04}", "train") for i in range(2000)], ("0000", "val"), ("0000", "test"))
+    assert (
+        "1,999 of 2,000 classes have no validation rows: '0001', '0002', " in line and "'0010' and 1,989 more" in line
+    )
 
 
 def test_splits_without_rows():
-    rows, splits = left(("a", "train"), ("b", "train"), ("a", "test"))
-    assert lines_of(split_findings(rows, splits, split_column="split", label_column="label")) == [
-        "my.csv, column split: has no validation rows; write validation in the column split of some rows",
-    ]  # a class that the table's own split leaves out of a test is no mistake
-    (line, _) = lines_of(split_findings(rows, splits, split_column=None, label_column="label"))
-    assert line == (
-        "my.csv: has no validation rows; add rows (the split is drawn), raise data.fractions.val, or add a split column"
+    rows = [("a", "train"), ("b", "train"), ("a", "test")]
+    assert left(SAID, *rows) == [
+        "my.csv, column subset: has no validation rows; write validation in the column subset of some rows",
+    ]
+    assert left(DRAWN, *rows)[0] == (
+        "my.csv: has no validation rows; add rows, raise data.fractions.val, or add a split column"
     )
 
 
 def test_one_class_or_none():
-    rows, splits = left(*[("a", split) for split in SPLIT_WORDS])
-    (line,) = lines_of(split_findings(rows, splits, split_column=None, label_column="label"))
-    assert line == "my.csv, column label: every row is of the class 'a'; a classifier needs two or more"
-    for rows, splits in (left(), left((None, "train"), ("a", None))):
-        (line,) = lines_of(split_findings(rows, splits, split_column=None, label_column="label"))
-        assert line == "my.csv: no row is left with which to train"
+    assert left(DRAWN, *[("a", split) for split in SPLIT_WORDS]) == [
+        "my.csv, column kind: every row is of the class 'a'; a classifier needs two or more"
+    ]
+    assert left(DRAWN) == ["my.csv: no row is left with which to train"]
 
 
 # Classes
@@ -233,16 +213,16 @@ def test_the_order_of_classes(labels, names):
 
 def test_labels_that_may_be_one_class():
     labels = ["Cat", "dog", "cat", " cat", "Zoe\u0308", "Zo\u00eb", "new  york", "new york", "01", "1", "2"]
-    assert lines_of(label_findings(labels, label_column="label")) == [
-        f"my.csv, column label: {text} classes; if they are meant to be one, write them alike"
+    assert [*labels_alike(labels)] == [
+        f"{text} classes; if they are meant to be one, write them alike"
         for text in (
-            "' cat' and 'Cat' and 'cat' are 3",
-            "'01' and '1' are 2",
-            "'Zoe\u0308' and 'Zo\u00eb' are 2",
-            "'new  york' and 'new york' are 2",
+            "' cat', 'Cat', 'cat' are 3",
+            "'01', '1' are 2",
+            "'Zoe\u0308', 'Zo\u00eb' are 2",
+            "'new  york', 'new york' are 2",
         )
     ]
-    assert label_findings(["a", "b", "1", "-1"], label_column="label") == []
+    assert [*labels_alike(["a", "b", "1", "-1"])] == []
 
 
 def test_fractions():

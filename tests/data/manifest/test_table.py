@@ -31,7 +31,8 @@ def lines_of(path, **how):
 
 
 def findings_of(path, **how):
-    return [finding.line("my.csv") for finding in read_table(path, **how).findings]
+    findings = read_table(path, **how).findings
+    return [finding.line("my.csv") for finding in sorted(findings, key=lambda finding: finding.row)]
 
 
 # The table as a whole
@@ -89,10 +90,10 @@ def test_the_cells_of_a_row_keep_a_column_that_is_called_row(written):
 
 def test_lines_of_json_by_role(written):
     path = written(
-        '{"image": "a.png", "audio": null, "label": 3, "age": 7.50}\n{"audio": "b.wav", "label": true}\n', "m.JSONL"
+        '{"image": "a.png", "audio": null, "label": 3, "age": 7.5}\n{"audio": "b.wav", "label": true}\n', "m.JSONL"
     )
     assert read_table(path).rows == [
-        Row(1, "a.png", None, "3", None, None, None, ("7.50",)),
+        Row(1, "a.png", None, "3", None, None, None, ("7.5",)),
         Row(2, None, "b.wav", "true", None, None, None, ("",)),
     ]
 
@@ -112,40 +113,34 @@ def test_data_columns_win_over_names(written):
             "image,image_path,wav,label",
             {},
             [
-                "columns 'image' and 'image_path' can all be the image; say which it is, e.g. "
-                "data.columns={image: image_path}"
+                "columns 'image', 'image_path' can all be the image; rename all but one, or say which it "
+                "is: data.columns={image: image_path}"
             ],
         ),
-        (
-            "Image,image,wav,label",
-            {"image": "IMAGE"},
-            ["data.columns.image: 'IMAGE': more than one column is called so; did you mean"],
-        ),
-        ("image,wav,label,age,age", {}, [", column age: the header has 2 columns of this name"]),
-        ("image,wav,kind.of", {}, ["no column for the label (label, class, target); the file has 'kind.of'; rename"]),
-        ("image,wav,label,label", {}, [", column label: the header has 2 columns of this name"]),
+        ("Image,image,wav,label", {"image": "IMAGE"}, ["columns 'Image', 'image' can all be the image; "]),
+        ("image,wav,label,label", {}, [", column label: is the name of several columns"]),
         (
             "image,wav,label",
             {"imge": "image", "label": "lable"},
             [
                 "data.columns.imge: unknown role; did you mean 'image'? known here: image, sequence, label, ",
-                "data.columns.label: 'lable': there is no such column; did you mean 'label'? the file has ",
+                "no column called 'lable' (data.columns.label); the file has 'image', 'wav', 'label' (is it 'label'?)",
             ],
         ),
-        ("image,wav,label", {"image": "wav", "sequence": "wav"}, ["data.columns: 'wav' is given two roles"]),
         (
             "imge,wav,lable",
             {},
             [
-                "no column for the image (image, image_file_name, image_path); the file has 'imge', "
-                "'lable' (is it 'imge'?); rename one, or data.columns={image: imge}, or model.image_branch=null",
-                "no column for the label (label, class, target); the file has 'imge', 'lable' (is it 'lable'?); ",
+                "no column for the image (image, image_file_name, image_path); the file has 'imge', 'wav', 'lable' "
+                "(is it 'imge'?); rename one, or data.columns={image: ITS_NAME}, or "
+                "model.image_branch=null for a one-branch model",
+                "no column for the label (label, class, target); the file has 'imge', 'wav', 'lable' (is it 'lable'?)",
             ],
         ),
         (
             "a.png,a.wav,cat",
             {},
-            ["the first row must name the columns, e.g. image,sequence,label; it is 'a.png', 'a.wav'"],
+            [f"no column for the {role} (" for role in ("image", "sequence", "label")],
         ),
     ],
 )
@@ -158,17 +153,11 @@ def test_a_wrong_header_is_told_at_once(written, header, columns, lines):
 
 
 def test_several_wrong_things_of_the_whole_table_at_once(written, tmp_path):
-    found = lines_of(written("image,image_path,age,age\n"), root=tmp_path / "none")
-    assert len(found) == 1 and found[0].startswith("data.root: ")
-    found = lines_of(written("image,image_path,age,age\n"))
-    starts = [
-        ", column age: the header has",
-        "columns 'image' and",
-        "no column for the sequence",
-        "no column for the label",
-        "has a header and no rows",
-    ]
-    assert [line.startswith(start) for line, start in zip(found, starts, strict=True)] == [True] * 5
+    (line,) = lines_of(written("image,image_path\n"), root=tmp_path / "none")
+    assert line.startswith("data.root: ")
+    found = lines_of(written("image,image_path\n"))
+    starts = ["columns 'image', ", "no column for the sequence", "no column for the label", "has a header and no rows"]
+    assert [line.startswith(start) for line, start in zip(found, starts, strict=True)] == [True] * 4
 
 
 def test_a_missing_modality_column_names_the_branch(written):
@@ -180,9 +169,7 @@ def test_a_missing_modality_column_names_the_branch(written):
     (line,) = lines_of(written("image,label\na.png,cat\n"))
     assert line.endswith("or model.temporal_branch=null for a one-branch model")
     (line,) = lines_of(written("image,label\na.png,cat\n"), needs_label=False)
-    assert line.endswith("or add it as an empty column: no row then has one")
-    (line,) = lines_of(written("image,sequence,label\na.png,,cat\n"))
-    assert line.startswith(", column sequence: no row has a sequence; name files, or model.temporal_branch=null for a ")
+    assert line.endswith("or add an empty one: no row then has one")
     assert len(read_table(written("image,sequence\na.png,\n"), needs_label=False).rows) == 1
 
 
@@ -198,7 +185,7 @@ def test_a_modality_that_is_not_read_travels_along(written):
 def test_prediction_needs_no_label(written):
     path = written("image,wav\na.png,a.wav\na.png,a.wav\n")
     (line,) = lines_of(path)
-    assert line.startswith("no column for the label (label, class, target); the file has no other column; ")
+    assert line.startswith("no column for the label (label, class, target); the file has 'image', 'wav'; rename one")
     table = read_table(path, needs_label=False, columns={"label": "kind"})
     assert table.findings == [] and len(table.rows) == 2
     assert findings_of(written("image,wav,label\na.png,a.wav,\nb.png,b.wav,cat\n"), needs_label=False) == []
@@ -211,56 +198,28 @@ def test_prediction_knows_no_split_group_and_id(written):
     assert table.findings == [] and table.columns == {"image": "image", "sequence": "wav"}
     assert table.rows[0].extra == ("s", "t", "u", "v", "1")
     (line,) = lines_of(written("image,wav,label,class\na,b,c,d\n"), needs_label=False)
-    assert line == "columns 'label' and 'class' can all be the label; rename all but one"
+    assert line == "columns 'label', 'class' can all be the label; rename all but one"
     (line,) = lines_of(written("image,kind\na,b\n"), needs_label=False)
-    assert line.endswith("rename one, or add it as an empty column: no row then has one")
+    assert line.endswith("rename one, or add an empty one: no row then has one")
 
 
-@pytest.mark.parametrize(
-    ("name", "remedy"),
-    [
-        ("my.xlsx", "save it from the spreadsheet as 'CSV UTF-8'"),
-        ("my.json", "write one object a line and name it .jsonl"),
-        ("my.csv.gz", "unpack it first"),
-        ("my.txt", "rename it if it is one of these"),
-        ("manifest", "rename it if it is one of these"),
-    ],
-)
-def test_another_suffix(written, name, remedy):
-    assert lines_of(written("x", name)) == [f"is no .csv, .tsv or .jsonl file, and no folder; {remedy}"]
+@pytest.mark.parametrize("name", ["my.xlsx", "my.json", "my.csv.gz", "manifest"])
+def test_another_suffix(written, name):
+    (line,) = lines_of(written("x", name))
+    assert line.startswith("is no .csv, .tsv, .jsonl file, and no folder; save a spreadsheet as 'CSV UTF-8', ")
 
 
-def test_a_file_that_is_not_there(written, tmp_path):
-    written("", "manifest.csv")
+def test_what_is_not_there_or_no_file_is_never_opened(tmp_path, monkeypatch):
     (tmp_path / "link.csv").symlink_to("nowhere.csv")
-    for name, words in {
-        "manifset.csv": "is not there; did you mean 'manifest.csv'?",
-        "0123456789.tsv": "is not there",
-        "away/my.csv": f"is not there, nor is the folder {tmp_path / 'away'}",
-        "link.csv": "is a link to a file that is not there",
-    }.items():
-        with pytest.raises(FileNotFoundError) as error:
-            read_table(tmp_path / name)
-        assert str(error.value) == f"{tmp_path / name}: {words}"
-
-
-def test_what_is_no_file_is_never_opened(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.csv")
     (tmp_path / "null.csv").symlink_to("/dev/zero")
     monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was opened"))
     with socket.socket(socket.AF_UNIX) as listening:
         monkeypatch.chdir(tmp_path)  # the name of a socket must be short
         listening.bind("socket.csv")
-        for name in ("pipe.csv", "null.csv", "socket.csv"):
-            (line,) = lines_of(tmp_path / name)
-            assert line.startswith("is a device, a pipe or a socket, and was not opened")
-
-
-def test_paths_that_the_system_refuses(tmp_path, written):
-    for path in (written("x") / "my.csv", tmp_path / ("x" * 300 + ".csv"), tmp_path / "a\0b.csv"):
-        with pytest.raises(Findings) as error:
-            read_table(path)
-        assert ": cannot be read: " in str(error.value)
+        for name in ("nothing.csv", "link.csv", "pipe.csv", "null.csv", "socket.csv", "a\0b.csv"):
+            with pytest.raises(FileNotFoundError, match=r"\.csv: is not there, or no file and no folder$"):
+                read_table(tmp_path / name)
 
 
 # Single rows
@@ -273,7 +232,7 @@ def test_findings_of_rows(written):
         "b.png,b.wav,,2",  # row 3
         ",NA,dog,3",  # row 4
         "c.png,c.wav",  # row 5
-        ",,,",  # row 6
+        ",,,",  # row 6, which is none
         "a.png,a.wav,cat,4",  # row 7
         "a.png,a.wav,dog,5",  # row 8
         "d.png,d.wav,dog,1",  # row 9
@@ -285,9 +244,8 @@ def test_findings_of_rows(written):
     found = findings_of(written("\n".join(content)))
     assert [line.split(";")[0] for line in found] == [
         "my.csv row 3, column label: is empty",
-        "my.csv row 4, column image: is empty, and so is column sequence",
+        "my.csv row 4, column image and sequence: is empty",
         "my.csv row 5: has 2 cells, the header has 4",
-        "my.csv row 6: is empty",
         "my.csv row 7, column image, 'a.png': row 2 has the same files and label",
         "my.csv row 8, column label, 'dog': two labels for the same files: row 2 has 'cat'",
         "my.csv row 9, column id, '1': row 2 has this id too",
@@ -296,7 +254,8 @@ def test_findings_of_rows(written):
         "my.csv row 13, column id, '1': row 2 has this id too",
     ]
     assert all("; " in line for line in found)
-    assert [row.number for row in read_table(written("\n".join(content))).rows] == list(range(2, 14))
+    numbers = [row.number for row in read_table(written("\n".join(content))).rows]
+    assert numbers == [2, 3, 4, 5, *range(7, 14)]
 
 
 def test_a_comma_at_the_end_of_every_row_is_told_as_such(written):
@@ -308,14 +267,17 @@ def test_a_comma_at_the_end_of_every_row_is_told_as_such(written):
 
 def test_a_row_of_nothing_but_other_columns_is_not_called_empty(written):
     found = findings_of(written("image,sequence,label,age\n,,,7\na.png,a.wav,cat,8\n"))
-    assert [line.split(":")[0] for line in found] == ["my.csv row 2, column image", "my.csv row 2, column label"]
+    assert [line.split(":")[0] for line in found] == [
+        "my.csv row 2, column image and sequence",
+        "my.csv row 2, column label",
+    ]
 
 
 def test_the_only_modality_of_a_model_must_be_there(written):
     path = written("image,sequence,label\n,a.wav,cat\nb.png,,dog\n")
     assert findings_of(path) == []
     (line,) = findings_of(path, modalities=("image",))
-    assert line.startswith("my.csv row 2, column image: is empty, and the model reads nothing else; ")
+    assert line.startswith("my.csv row 2, column image: is empty; ")
 
 
 def test_duplicates_are_told_by_the_modality_that_is_there(written):
