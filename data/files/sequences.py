@@ -40,8 +40,8 @@ class SequenceConfig(Section):
 
 
 class Sequence(NamedTuple):
-    """frames (T, F) float32, finite, T >= 2; columns: the names of the features, where a table has a header; seconds:
-    how long a recording lasts."""
+    """frames (T, F), T >= 2, finite also as float32; float64 of text and where float32 does not hold the type.
+    columns: the names of the features, where a table has a header; seconds: how long a recording lasts."""
 
     frames: np.ndarray
     columns: tuple[str, ...] | None = None
@@ -208,14 +208,14 @@ def _why_no_number(cell: str) -> str:
 
 
 def _checked(values: np.ndarray, fill: str, columns: tuple[str, ...] | None = None) -> np.ndarray:
-    """float32, a copy, of real values (T, F), with gaps filled as `fill` says."""
+    """A copy of real values (T, F), with gaps filled as `fill` says; see Sequence."""
     num_frames, num_features = values.shape
     if num_features == 0:
         raise BadFile("has no features" if columns is None else "has no columns beside time; add the features")
     if num_frames < 2:
         raise BadFile(f"has {'one frame' if num_frames else 'no frames'}; a sequence needs two")
-    frames = values.astype(np.float32, order="C")
-    finite = np.isfinite(frames)
+    frames = values.astype(np.float32 if np.can_cast(values.dtype, np.float32) else np.float64, order="C")
+    finite = np.isfinite(frames.astype(np.float32, copy=False))
     return frames if finite.all() else _filled(values, frames, fill, columns)
 
 
@@ -225,7 +225,7 @@ def _filled(values: np.ndarray, frames: np.ndarray, fill: str, columns: tuple[st
         name = f"{feature + 1} of {bad.shape[1]}" if columns is None else repr(columns[feature])
         return f"frame {frame + 1} of {bad.shape[0]}, feature {name}"
 
-    infinite, gaps = np.isinf(frames), np.isnan(frames)
+    infinite, gaps = np.isinf(frames.astype(np.float32, copy=False)), np.isnan(frames)
     if infinite.any():
         value = values[infinite][0]
         why = "is not finite; correct it" if np.isinf(value) else "is too large for float32; scale it"

@@ -263,6 +263,16 @@ def test_other_processes_read_what_their_parent_reads(config, table, method):
 
 
 class TestEntries:
+    def test_a_sequence_keeps_the_type_of_its_file(self, config, table, tmp_path):
+        """So that an offset can be subtracted before what is left becomes float32."""
+        frames = 1e9 + np.random.default_rng(0).normal(size=(5, 3))
+        np.save(tmp_path / "3.npy", frames)
+        for _ in ("built", "found"):
+            source = Manifest(config(**DEEP))
+            np.testing.assert_array_equal(source.cache.read("sequence", "3.npy"), frames, strict=True)
+        assert source.cache.read("sequence", "6.wav").dtype == np.float32
+        assert batches(source)[0]["sequence"].dtype == torch.float32
+
     FACTS = (
         ("image", ImageFacts("00ff", 640, 480, "float32", -1e-45, 0.1)),
         ("sequence", SequenceFacts("", False, 7, ("ä", "b\n"), (1 / 3, 1e300), (5e-324, 0.0))),

@@ -50,7 +50,7 @@ def test_what_is_told_of_each_file(checked, rows, tmp_path, monkeypatch, workers
     image = found.facts["image", "4.png"]
     assert (image.width, image.height, image.depth) == (8, 8, "uint8")
     assert (image.lowest, image.highest) == (pixels.min(), pixels.max())
-    frames = np.load(tmp_path / "4.npy").astype(np.float32).astype(np.float64)
+    frames = np.load(tmp_path / "4.npy")
     sequence = found.facts["sequence", "4.npy"]
     assert (sequence.is_array, sequence.length) == (True, 10)
     np.testing.assert_allclose(sequence.mean, frames.mean(0), rtol=1e-12)

@@ -37,7 +37,7 @@ def split_of(source, name="train", seed=0):
 
 
 def frames_of(tmp_path, *numbers):
-    return [np.load(tmp_path / f"{i}.npy").astype(np.float32).astype(np.float64) for i in numbers]
+    return [np.load(tmp_path / f"{i}.npy") for i in numbers]
 
 
 def test_the_spec_is_measured_on_the_training_rows_alone(source, rows, tmp_path):
