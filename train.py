@@ -20,7 +20,6 @@ from app.commands.open_run import open_run_folder, open_run_log
 from app.commands.pictures import draw_augmentation, draw_reliability, draw_validation, recordings
 from app.commands.root_config import load_config
 from app.commands.trained import load_model
-from app.evaluation.figures import pixels_of
 from app.learning_rates.replay import replay
 from app.messages import progress_bar, report_error, survive_lost_output, warn
 from app.param_groups.groups import parameter_table
@@ -159,7 +158,7 @@ def show_samples(run: Run, run_log: RunLog) -> None:
     """What is to be seen and heard of the data, in TensorBoard. It takes its time, so training has begun before."""
     run_log.board.recordings(recordings(run))
     if isinstance(run.loaders["train"].dataset, Augmented):
-        run_log.board.pictures(run.position.step, {"train/augmentation": pixels_of(draw_augmentation(run))})
+        run_log.board.pictures(run.position.step, {"train/augmentation": draw_augmentation(run)})
 
 
 def save_if_best(run: Run, val: dict[str, float], train_loss: float) -> None:

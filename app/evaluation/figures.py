@@ -1,22 +1,28 @@
-"""Figures by matplotlib: of a report, and of samples before and after augmentation."""
+"""Figures by matplotlib: of a report, of samples, of text; and how they become pixels."""
 
-import textwrap
+import io
+import warnings
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 
+from app.evaluation.predictions import INPUTS, Predictions
 from app.messages import shortened
 
 COLORS = ("#0072B2", "#D55E00")  # of Okabe and Ito: told apart by the colour-blind too
+LINES = 8  # features up to which a sequence is drawn as a line for each
 _LONGEST = 30  # characters of a class' name
 _NOTHING = "0.85"  # grey, which is no colour of the heat map
 
 
 def confusion_figure(counts: torch.Tensor, class_names: list[str], title: str) -> Figure:
-    """counts (C, C): rows are true classes, columns predictions. Cell numbers up to 20 classes; long names are cut."""
+    """counts (C, C): rows are true classes, columns predictions. Numbers up to 20 classes, and names, long ones cut, up
+    to 60: there is no room for more."""
     names = [shortened(name, _LONGEST) for name in class_names]
     size = min(4 + 0.4 * len(names) + 0.07 * max(map(len, names)), 16)
     figure = Figure(figsize=(size, size * 0.9), layout="constrained")
@@ -28,9 +34,11 @@ def confusion_figure(counts: torch.Tensor, class_names: list[str], title: str) -
     plain = {"parse_math": False}  # a name may have a $
     axes.set_title(title, **plain)
     upright = len(names) > 12 or sum(map(len, names)) > 60  # side by side they would run into each other
-    axes.set_xticks(range(len(names)), names, rotation=90 if upright else 0, **plain)
-    axes.set_yticks(range(len(names)), names, **plain)
-    if len(class_names) <= 20:
+    axes.set(xticks=[], yticks=[])
+    if len(names) <= 60:
+        axes.set_xticks(range(len(names)), names, rotation=90 if upright else 0, **plain)
+        axes.set_yticks(range(len(names)), names, **plain)
+    if len(names) <= 20:
         for (row, column), count in np.ndenumerate(counts.numpy()):
             if count:
                 color = "white" if shares[row, column] > 0.5 else "black"
@@ -78,73 +86,125 @@ def _plain(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def augmentation_figure(
-    before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], class_names: list[str]
+def samples_figure(
+    titles: list[str], *batches: dict[str, torch.Tensor], colors: list[str] | None = None, columns: int = 1
 ) -> Figure:
-    """A row for each of N samples: its class, its image before and after, its sequence before and after.
+    """A card for each of N samples: its title, and what it is in each of the batches: its images, then its sequences.
 
-    Sequences have one colour scale in all rows, white being 0, and one scale of time in a row. A modality that no
-    sample has is left out.
+    A sequence is drawn as lines up to 8 features, else as a heat map: features go up, white is 0, with one scale of
+    colours for all. The time of a card has one scale; grey is no frame. A modality that no sample has is left out.
 
     Args:
-        before, after: batches (see data/loaders.py) of the same samples, but `image` (N, 3, H, W) in [0, 1]; `after`
-            has `partner_label` and `share` where they are mixed.
+        batches: of the same samples, on the CPU: `image` (N, 3, H, W) in [0, 1], `sequence` (N, T, F), `length` (N,),
+            `present` (N, 2).
+        colors: of the titles.
+        columns: cards side by side.
     """
-    labels = _mixtures(after, class_names)
-    columns = [column for column, is_there in enumerate(before["present"].any(0).tolist()) if is_there]
-    figure = Figure(figsize=(0.9 + sum((2.8, 7.3)[c] for c in columns), 0.9 + 1.45 * len(labels)), layout="constrained")
-    widths = [(1.0, 2.3)[column] for column in columns for _ in range(2)]
-    grid = figure.subplots(len(labels), len(widths), squeeze=False, width_ratios=widths)
-    real = torch.arange(before["sequence"].shape[1]) < before["length"].cpu()[:, None]
-    values = before["sequence"].cpu()[real].abs()
-    limit = max(float(np.quantile(values.numpy(), 0.98)) if values.numel() else 0.0, 1e-6)
-    for row, label in enumerate(labels):
-        grid[row, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=12, parse_math=False)
-        for place, (column, batch) in enumerate((column, batch) for column in columns for batch in (before, after)):
-            axes = grid[row, place]
-            if row == 0:
-                axes.set_title(f"{('image', 'sequence')[column]} {'after' if place % 2 else 'before'}", fontsize=12)
-            if not before["present"][row, column]:
-                axes.set(xticks=[], yticks=[], facecolor=_NOTHING, box_aspect=(1, None)[column])
-                axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center", fontsize=11)
-            elif column == 0:
-                axes.imshow(batch["image"][row].permute(1, 2, 0).cpu().clamp(0, 1).numpy())
-                axes.set(xticks=[], yticks=[])
+    there = torch.stack([batch["present"] for batch in batches]).any(0).any(0).tolist()
+    panels = [(kind, batch) for kind in (0, 1) if there[kind] or not any(there) for batch in batches]
+    rows, widths = -(-len(titles) // columns), [(1.0, 2.6)[kind] for kind, _ in panels]
+    # 350 pixels for a card, as TensorBoard shows a picture.
+    figure = Figure(figsize=(3.5 * columns * len(batches), 1.3 * rows), dpi=100)
+    grid = figure.subplots(rows, columns * len(panels), squeeze=False, width_ratios=widths * columns)
+    ends = {"bottom": 0.05 / (1.3 * rows), "top": 1 - 0.37 / (1.3 * rows)}
+    figure.subplots_adjust(**ends, left=0.02 / columns, right=1 - 0.02 / columns, hspace=0.5, wspace=0.08)
+    cards, limit = grid.reshape(rows * columns, len(panels)), _limit(batches)
+    for i, (card, title) in enumerate(zip(cards, titles, strict=False)):
+        color, longest = colors[i] if colors else "black", max(int(batch["length"][i]) for batch in batches)
+        card[0].set_title(title, loc="left", fontsize=8, pad=3, color=color, parse_math=False)
+        for axes, (kind, batch) in zip(card, panels, strict=True):
+            axes.set(xticks=[], yticks=[], anchor="W")
+            if not batch["present"][i, kind]:
+                axes.set_facecolor(_NOTHING)
+                axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center", fontsize=8)
+            elif kind == 0:
+                axes.imshow(batch["image"][i].permute(1, 2, 0).clamp(0, 1).numpy())
             else:
-                _draw_sequence(axes, batch["sequence"][row, : batch["length"][row]].cpu(), limit)
-                axes.set_xlim(0, max(int(of["length"][row]) for of in (before, after)))
-    if 1 in columns:
-        for axes in grid[-1, -2:]:
-            axes.set_xlabel("frame", fontsize=11)
-        pictures = [axes.images[0] for axes in grid[:, -1] if axes.images]
-        figure.colorbar(
-            pictures[0], ax=grid[:, -1], label="value of a feature (features go up)", extend="both", aspect=60
-        )
+                _draw_sequence(axes, batch["sequence"][i, : batch["length"][i]].numpy(), longest, limit)
+    for axes in cards[len(titles) :].flat:
+        axes.set_axis_off()
     return figure
 
 
-def pixels_of(figure: Figure) -> torch.Tensor:
-    """(3, H, W) in [0, 1]"""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return torch.from_numpy(np.asarray(canvas.buffer_rgba())[:, :, :3].copy()).permute(2, 0, 1) / 255
+def titles_of(predictions: Predictions) -> tuple[list[str], list[str]]:
+    """Of each sample, in two lines, its class, the prediction with its probability, and each branch's own; and a color,
+    by whether the prediction is right."""
+    names = [shortened(name, 15) for name in predictions.class_names]
+    titles, colors = [], []
+
+    def says(logits: torch.Tensor) -> str:
+        probability, best = logits.softmax(0).max(0)
+        return f"{names[int(best)]} ({_percent(float(probability))})"
+
+    for i, label in enumerate(predictions.label.tolist()):
+        own = [
+            f"{INPUTS[branch]} {says(logits[i]) if predictions.has(branch)[i] else 'none'}"
+            for branch, logits in predictions.unimodal_logits.items()
+        ]
+        wrong = label >= 0 and not predictions.correct[i]
+        truth = f"{'✗' if wrong else '✓'} is {names[label]}" if label >= 0 else "class unknown"
+        titles.append(f"{truth}, predicted {says(predictions.logits[i])}\nalone: {', '.join(own)}")
+        colors.append(COLORS[wrong])
+    return titles, colors
 
 
-def _draw_sequence(axes: Axes, frames: torch.Tensor, limit: float) -> None:
-    """frames: (T, F). Features go up, time to the right; grey where the sequence has ended."""
-    length, features = frames.shape
-    scale = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
-    axes.imshow(frames.T.numpy(), **scale, aspect="auto", origin="lower", extent=(0, length, 0, features))
-    axes.set_facecolor(_NOTHING)
-    axes.tick_params(labelsize=9)
-    axes.locator_params(integer=True)
-
-
-def _mixtures(batch: dict[str, torch.Tensor], class_names: list[str]) -> list[str]:
-    """Of each sample the class or, where it is mixed, both and their shares."""
-    names = ["\n".join(textwrap.wrap(name[:40], 14)) for name in class_names]
+def classes_of(batch: dict[str, torch.Tensor], class_names: list[str]) -> list[str]:
+    """Of each sample its class or, where it is mixed (data/augmentation/mixup.py), both and their shares."""
+    names = [shortened(name, _LONGEST) for name in class_names]
     labels = [names[label] for label in batch["label"].tolist()]
     if "partner_label" not in batch:
         return labels
     partners, shares = (names[label] for label in batch["partner_label"].tolist()), batch["share"].tolist()
-    return [f"{share:.0%} {a}\n{1 - share:.0%} {b}" for share, a, b in zip(shares, labels, partners, strict=True)]
+    return [f"{share:.0%} {a}, {1 - share:.0%} {b}" for share, a, b in zip(shares, labels, partners, strict=True)]
+
+
+def text_figure(text: str) -> Figure:
+    """Of lines in which each character has the same width."""
+    lines = text.splitlines()
+    figure = Figure(figsize=(0.2 + 0.07 * max(map(len, lines)), 0.15 + 0.15 * len(lines)), dpi=100)
+    place = {"transform": None, "va": "top", "family": "monospace", "fontsize": 8, "linespacing": 1.3}
+    figure.text(8, figure.get_figheight() * 100 - 6, text, parse_math=False, **place)
+    return figure
+
+
+def pixels_of(figure: Figure, dpi: int = 100) -> np.ndarray:
+    """(H, W, 3) uint8"""
+    canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(dpi)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of a name in letters that the font lacks
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3]
+
+
+def as_png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    imsave(file, pixels_of(figure, dpi=144), format="png")
+    return file.getvalue()
+
+
+def _draw_sequence(axes: Axes, frames: np.ndarray, longest: int, limit: float) -> None:
+    """frames: (T, F); longest: frames that there is room for."""
+    length, features = frames.shape
+    if features <= LINES:
+        axes.plot(np.arange(length) + 0.5, frames, linewidth=1, marker="." if length == 1 else None)
+    else:
+        scale = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+        axes.imshow(frames.T, **scale, aspect="auto", origin="lower", extent=(0, length, 0, features))
+    axes.axvspan(length, longest, color=_NOTHING, linewidth=0)
+    axes.set_xlim(0, longest)
+
+
+def _limit(batches: Iterable[dict[str, torch.Tensor]]) -> float:
+    """Of the colours of all heat maps: most values lie within."""
+    values = []
+    for batch in batches:
+        real = torch.arange(batch["sequence"].shape[1]) < batch["length"][:, None]
+        values.append(batch["sequence"][real & batch["present"][:, 1:]].abs().flatten().numpy())
+    together = np.concatenate(values)
+    return max(float(np.quantile(together, 0.98)) if together.size else 0.0, 1e-6)
+
+
+def _percent(probability: float) -> str:
+    """Never 100 % of what is not certain."""
+    return f"{100 * probability:.0f} %" if probability < 0.995 else f"{min(100 * probability, 99.9):.1f} %"

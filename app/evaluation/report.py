@@ -1,18 +1,15 @@
 """What an evaluation found: report.json, report.html, predictions.csv, figures, and the short form in words."""
 
 import csv
-import io
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 
-from app.evaluation.figures import confusion_figure, reliability_figure, robustness_figure
+from app.evaluation.figures import as_png, confusion_figure, reliability_figure, robustness_figure
 from app.evaluation.metrics import RECALL
 from app.evaluation.page import make_page
 from app.evaluation.predictions import INPUTS, Predictions
@@ -111,13 +108,13 @@ def write_table(path: Path, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
-def write_report(folder: Path, report: dict[str, Any], mistakes: Image.Image | None = None) -> str:
+def write_report(folder: Path, report: dict[str, Any], mistakes: Figure | None = None) -> str:
     """Returns the names of the files. Raises OSError that names the folder, where it cannot be written.
 
     mistakes: picture of the worst ones.
     """
-    figures = {name: encoded(figure) for name, figure in draw_figures(report).items()}
-    figures |= {"worst_mistakes": encoded(mistakes)} if mistakes else {}
+    figures = draw_figures(report) | ({"worst_mistakes": mistakes} if mistakes else {})
+    figures = {name: as_png(figure) for name, figure in figures.items()}
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.json").write_text(to_json(report, indent=2) + "\n")
@@ -125,18 +122,6 @@ def write_report(folder: Path, report: dict[str, Any], mistakes: Image.Image | N
             (folder / f"{name}.png").write_bytes(figure)
         (folder / "report.html").write_text(make_page(report, figures), encoding="utf-8")
     return ", ".join(name for name in REPORT if name in ("report.json", "report.html") or name[:-4] in figures)
-
-
-def encoded(picture: Figure | Image.Image) -> bytes:
-    """As PNG."""
-    file = io.BytesIO()
-    if isinstance(picture, Image.Image):
-        picture.save(file, format="png")
-        return file.getvalue()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # of a name in letters that the font lacks
-        picture.savefig(file, format="png", dpi=144)
-    return file.getvalue()
 
 
 def draw_figures(report: dict[str, Any]) -> dict[str, Figure]:

@@ -5,11 +5,11 @@ import math
 import os
 from pathlib import Path
 
-import torch
+import numpy as np
 
-from app.evaluation.sample_pictures import draw_table
+from app.evaluation.figures import pixels_of, text_figure
 from app.learning_rates.events import LrEvent
-from app.messages import writing
+from app.messages import format_table, writing
 from app.param_groups.groups import Group, group_rows, hyperparameters
 from app.records.tensorboard import TensorBoard
 from app.training.group_stats import ratio_between
@@ -69,9 +69,9 @@ class RunLog:
         now: dict,
         metrics: dict[str, float],
         curves: dict[str, dict[str, float]],
-        pictures: dict[str, torch.Tensor] | None = None,
+        pictures: dict[str, np.ndarray] | None = None,
     ) -> None:
-        """curves: see LearningRates.curves; pictures: of the validation by name, each (3, H, W) in [0, 1]."""
+        """curves: see LearningRates.curves; pictures: of the validation by name, each (H, W, 3) uint8."""
         self.metrics.write({**now, "kind": "val", **metrics})
         self.board.validation(now["step"], metrics, curves)
         self.board.pictures(now["step"], {f"val/{name}": picture for name, picture in (pictures or {}).items()})
@@ -90,8 +90,9 @@ class RunLog:
             self.changes.append(_change({**now, **record}))
             print(f"  {text}")
         when = f"epoch {now['epoch']}, step {now['step']}"
-        text, table = "\n\n".join(f"{when}: {text}" for text in texts), draw_table(self.changes[-CHANGES_SHOWN:])
-        self.board.lr_events(now["step"], records, text, table)
+        text, changes = "\n\n".join(f"{when}: {text}" for text in texts), self.changes[-CHANGES_SHOWN:]
+        table = format_table([tuple(changes[0]), *(tuple(change.values()) for change in changes)], left=(2, 4))
+        self.board.lr_events(now["step"], records, text, pixels_of(text_figure(table)))
 
     def end(self, step: int, test: dict[str, float]) -> None:
         """Of a run that has come to its end."""

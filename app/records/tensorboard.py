@@ -14,8 +14,6 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-import torch
-from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import summary_v2
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
@@ -118,16 +116,16 @@ class TensorBoard:
     def test(self, step: int, metrics: dict[str, float]) -> None:
         self._write(self.writer, step, {name: metrics[name] for name in ("accuracy", "loss")}, lambda n: f"{TEST}/{n}")
 
-    def lr_events(self, step: int, events: list[dict], text: str, table: Image.Image) -> None:
+    def lr_events(self, step: int, events: list[dict], text: str, table: np.ndarray) -> None:
         """All of a step: in words; as points of a chart of their own; and, but for freezing, as vertical lines in that
         of lr.
 
         Args:
             text: of all, as TensorBoard shows one for a step.
-            table: of the last ones of the run, as a picture: texts have no place beside the charts.
+            table: of the last ones of the run, as a picture, (H, W, 3) uint8: texts have no place beside the charts.
         """
         with writing(self.folder):
-            self.writer.add_image(f"{GROUPS}/lr_events", np.asarray(table), step, dataformats="HWC")
+            self.writer.add_image(f"{GROUPS}/lr_events", table, step, dataformats="HWC")
             self.writer.add_text("2_lr_events", text, step)
             for event in events:
                 writer = self.writers[event["group"]]
@@ -136,11 +134,11 @@ class TensorBoard:
                     for lr in (event["from"], event["to"]):
                         writer.add_scalar(f"{GROUPS}/lr", lr, step)
 
-    def pictures(self, step: int, pictures: Mapping[str, torch.Tensor]) -> None:
-        """By tag, each (3, H, W) in [0, 1]."""
+    def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """By tag, each (H, W, 3) uint8."""
         with writing(self.folder):
             for tag, picture in pictures.items():
-                self.writer.add_image(tag, picture, step)
+                self.writer.add_image(tag, picture, step, dataformats="HWC")
 
     def recordings(self, recordings: list[tuple[np.ndarray, int]]) -> None:
         """Of the samples that are shown, in their order: (samples,) float32, rate in Hz. Of long ones the beginning."""

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from PIL import Image
+from matplotlib.figure import Figure
 
 from app.evaluation.certainty import describe_certainty
 from app.evaluation.predictions import Predictions
@@ -82,7 +82,7 @@ def report_of(predictions, whole=True):
 @pytest.mark.parametrize("whole", [True, False])
 def test_the_page_is_one_file_without_any_address_and_shows_names_as_text(predictions, tmp_path, whole):
     report = report_of(predictions, whole)
-    files = write_report(tmp_path, report, Image.new("RGB", (9, 9))).split(", ")
+    files = write_report(tmp_path, report, Figure()).split(", ")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     page = Page(text)
     assert page.addresses and all(address.startswith("data:image/png;base64,") for address in page.addresses)
@@ -97,7 +97,7 @@ def test_the_page_is_one_file_without_any_address_and_shows_names_as_text(predic
 
 def test_nothing_of_an_earlier_report_is_left(predictions, tmp_path):
     report = report_of(predictions)
-    write_report(tmp_path, report, Image.new("RGB", (9, 9)))
+    write_report(tmp_path, report, Figure())
     assert {f"{name}.png" for name in FIGURES} < {path.name for path in tmp_path.iterdir()}
     write_predictions(tmp_path, predictions.rows())
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.csv"]

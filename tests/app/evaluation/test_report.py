@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 
+from app.commands.pictures import draw_predictions
 from app.evaluation.predictions import Predictions
 from app.evaluation.report import (
     REPORT,
@@ -12,7 +13,6 @@ from app.evaluation.report import (
     write_predictions,
     write_report,
 )
-from app.evaluation.sample_pictures import draw_samples
 from app.evaluation.scores import accuracy_by
 from app.training.objective import Objective
 
@@ -96,7 +96,7 @@ def test_class_names_are_drawn_as_they_are(evaluated, tmp_path):
     predictions = dataclasses.replace(evaluated([[1, 1]] * 6, BRANCHES), class_names=names)
     report = described(predictions)[0] | {"split": "$a_$.csv"}
     inputs = {"image": torch.rand(6, 3, 4, 4), "sequence": torch.rand(6, 5, 2), "length": torch.full((6,), 5)}
-    files = write_report(tmp_path, report, draw_samples(inputs, predictions))
+    files = write_report(tmp_path, report, draw_predictions(predictions, inputs))
     assert files == "report.json, report.html, confusion_matrix.png, worst_mistakes.png"
     assert (tmp_path / "confusion_matrix.png").stat().st_size > 0
 
