@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from app.evaluation.predictions import INPUTS
+from app.evaluation.scores import bootstrap_interval
 from app.randomness import stream
 from app.training.objective import BRANCHES
 from app.training.precision import autocast
 
 SHUFFLES = 5
 LITTLE = 0.05  # a loss of accuracy that must be out of the question for an input to be called ignored
-RESAMPLES = 10_000
 
 
 @torch.no_grad()
@@ -89,12 +89,11 @@ def _verdict(full: np.ndarray, shuffled: np.ndarray) -> dict[str, Any]:
 
 
 def _interval_of_mean(values: np.ndarray) -> tuple[float, float]:
-    """Percentile bootstrap over the samples, seeded. Where no value differs from 0, a share of up to 3 / N may in truth
-    (Hanley and Lippman-Hand, 1983)."""
-    kinds, counts = np.unique(values, return_counts=True)  # few: multiples of 1 / shuffles
-    draws = np.random.default_rng(0).multinomial(len(values), counts / len(values), size=RESAMPLES)
-    low, high = np.quantile(draws @ kinds / len(values), [0.025, 0.975])
-    return (float(low), float(high)) if values.any() else (0.0, min(1.0, 3 / len(values)))
+    """Where no value differs from 0, a share of up to 3 / N may in truth (Hanley and Lippman-Hand, 1983)."""
+    if not values.any():
+        return 0.0, min(1.0, 3 / len(values))
+    low, high = bootstrap_interval(np.mean, values)
+    return float(low), float(high)
 
 
 def _others(size: int, *purpose: int) -> torch.Tensor:

@@ -5,14 +5,12 @@ is right of the samples that are of a class or predicted as it. Means over class
 over the samples.
 """
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
-from scipy.stats import binomtest
+from scipy.stats import binomtest, bootstrap
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support, recall_score
 
 from app.evaluation.metrics import RECALL, metric_names
@@ -78,14 +76,29 @@ def means_of_classes(predictions: Predictions) -> dict[str, dict[str, Any]]:
     """Value and interval of macro precision (over the classes that are predicted), of macro F1 (over those that have
     samples or predictions) and of balanced accuracy (recall, over those that have samples). Where all samples are
     right, or none, up to 3 / N of them may be otherwise in truth (Hanley and Lippman-Hand, 1983)."""
-    counts = confusion_counts(predictions)
-    values = _means(counts.diagonal()[None], counts.sum(1)[None], counts.sum(0)[None])
-    right, least = int(counts.trace()), min(1.0, 3 / len(predictions))
+    label, prediction, classes = predictions.label.numpy(), predictions.prediction.numpy(), len(predictions.class_names)
+
+    def means(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+        of = (label[label == prediction], label, prediction)
+        right, true, predicted = (np.bincount(values, minlength=classes) for values in of)
+        with np.errstate(invalid="ignore"):
+            return np.nanmean([right / predicted, 2 * right / (true + predicted), right / true], axis=1)
+
+    right, least = int(predictions.correct.sum()), min(1.0, 3 / len(predictions))
     if right in (0, len(predictions)):
-        intervals = dict.fromkeys(values, [1 - least, 1.0] if right else [0.0, least])
+        intervals = [[1 - least, 1.0] if right else [0.0, least]] * 3
     else:
-        intervals = {name: _interval(drawn).tolist() for name, drawn in _means(*_resampled(counts)).items()}
-    return {name: {"value": float(value[0]), "interval_95": intervals[name]} for name, value in values.items()}
+        intervals = bootstrap_interval(means, label, prediction).T.tolist()
+    names = ("macro_precision", "macro_f1", "balanced_accuracy")
+    values = zip(means(label, prediction).tolist(), intervals, strict=True)
+    return {name: {"value": value, "interval_95": ends} for name, (value, ends) in zip(names, values, strict=True)}
+
+
+def bootstrap_interval(statistic: Callable[..., np.ndarray], *columns: np.ndarray) -> np.ndarray:
+    """(2, ...), the ends of the seeded percentile bootstrap over the samples. columns: (N,) each, what `statistic` is
+    of."""
+    how = {"paired": True, "vectorized": False, "n_resamples": RESAMPLES, "method": "percentile", "rng": 0}
+    return np.stack(bootstrap(columns, statistic, **how).confidence_interval)
 
 
 def confused_pairs(predictions: Predictions) -> list[dict[str, Any]]:
@@ -179,37 +192,3 @@ def confusion_counts(predictions: Predictions) -> np.ndarray:
     """(C, C) int64: rows are true classes, columns predictions."""
     classes = range(len(predictions.class_names))
     return confusion_matrix(predictions.label.numpy(), predictions.prediction.numpy(), labels=classes)
-
-
-def _means(right: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
-    """(R, C) each -> (R,) each"""
-    with np.errstate(invalid="ignore"):
-        of_classes = {"macro_precision": right / predicted, "balanced_accuracy": right / true}
-    of_classes["macro_f1"] = _f1(right, true, predicted)
-    return {name: np.nanmean(values, 1) for name, values in of_classes.items()}
-
-
-def _f1(right: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Of each class; NaN for one that has neither samples nor predictions."""
-    with np.errstate(invalid="ignore"):
-        return 2 * right / (true + predicted)
-
-
-def _resampled(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of as many samples, drawn with replacement RESAMPLES times: those that are predicted right, that are of a class
-    and that are predicted as it, each (RESAMPLES, C)."""
-    true, predicted = counts.nonzero()  # few of the cells of many classes
-    total, generator = counts.sum(), np.random.default_rng(0)
-    drawn = generator.multinomial(total, counts[true, predicted] / total, size=RESAMPLES)
-    cells, ones = np.arange(len(true)), np.ones(len(true), dtype=np.int64)
-    shape = (len(true), len(counts))
-    of_true, of_predicted = (csr_array((ones, (cells, classes)), shape) for classes in (true, predicted))
-    of_right = csr_array(((true == predicted).astype(np.int64), (cells, true)), shape)
-    return drawn @ of_right, drawn @ of_true, drawn @ of_predicted
-
-
-def _interval(values: np.ndarray) -> np.ndarray:
-    """(RESAMPLES, ...) -> (2, ...). NaN where it is NaN throughout."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "All-NaN slice")
-        return np.nanquantile(values, [0.025, 0.975], axis=0)
