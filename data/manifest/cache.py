@@ -74,7 +74,7 @@ class Look(NamedTuple):
 
 
 class Cache:
-    """Gives the stored form of files, which batches are made of: from a folder, or by decoding them.
+    """Gives the stored form of files, which batches are made of: from a folder, from memory, or by decoding them.
 
     An entry of the folder is a file whose name is a hash of the content and of all that decides how it is decoded, so
     it never changes, and any number of runs can use it. It has one line of text: a checksum of the line, a checksum of
@@ -83,13 +83,14 @@ class Cache:
 
     Args:
         root: the folder that paths start from.
-        folder: None: nothing is kept.
+        folder: None: nothing is kept there.
     """
 
     def __init__(self, root: Path, config: ManifestConfig, folder: Path | None = None):
         self.root, self.config, self.folder = root, config, folder
         self.how = {name: _how(name, config) for name in ("image", "sequence")}
         self.keys: dict[File, str] = {}
+        self.memory: dict[File, np.ndarray] | None = {} if config.cache == "memory" else None
         self.size = self.num_decoded = 0
 
     def look_at(self, files: Iterable[File]) -> tuple[dict[File, Facts], dict[File, str]]:
@@ -117,14 +118,19 @@ class Cache:
         """The stored form. Raises BadFile or OSError for what cannot be read any more."""
         if self.folder is not None and (stored := self._kept_values(self.keys[modality, cell])) is not None:
             return stored
+        if self.memory is not None and (modality, cell) in self.memory:
+            return self.memory[modality, cell].copy()
         with one_thread():
-            return stored_form(decode(modality, resolve(cell, self.root), self.config), self.config)
+            stored = stored_form(decode(modality, resolve(cell, self.root), self.config), self.config)
+        if self.memory is not None:
+            self.memory[modality, cell] = stored.copy()
+        return stored
 
     def read_ahead(self) -> bool:
-        """Whether reading takes so long that other processes should do it meanwhile: files are decoded, or do not
-        fit into half of the machine's memory."""
+        """Whether reading takes so long that other processes should do it meanwhile: files are decoded each time, or
+        do not fit into half of the machine's memory."""
         if self.folder is None or not hasattr(os, "sysconf"):
-            return self.folder is None
+            return self.folder is None and self.memory is None
         return self.size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
     def note(self) -> str:
@@ -215,8 +221,8 @@ class _Looks(Dataset):
 
 
 def folder_of(config: ManifestConfig) -> Path | None:
-    """One for all tables; None where the config wants none."""
-    if config.cache == "none":
+    """One for all tables; None where the config keeps decoded files elsewhere, or not."""
+    if config.cache != "folder":
         return None
     top = Path(config.cache_folder).expanduser() if config.cache_folder else cache_folder()
     return top.absolute() / "decoded"

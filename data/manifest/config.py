@@ -58,10 +58,10 @@ class ManifestConfig(DataConfig):
         "of as many batches as it takes for 0.9 of all frames to be no padding, each pool is sorted by length, and the "
         "batches are put in a drawn order; where length tells the class, a batch then has fewer classes",
     )
-    cache: Literal["folder", "none"] = Field(
+    cache: Literal["folder", "memory", "none"] = Field(
         "folder",
-        description="folder: decoded files are kept in cache_folder, where later runs find them; none: each is decoded "
-        "again for each batch",
+        description="folder: decoded files are kept in cache_folder, where later runs find them; memory: each is "
+        "decoded once in a run, and kept in memory; none: each is decoded again for each batch",
     )
     cache_folder: str | None = Field(
         None, description="folder of decoded files; null: $DUET_CACHE, else the user's cache folder"

@@ -132,14 +132,22 @@ def test_batches_do_not_depend_on_the_cache(config, table, threads, processes, r
         request.getfixturevalue("many_processes")
     plain = Manifest(config(cache="none", **DEEP))
     expected = batches(plain)
-    for _ in ("built", "found"):
-        source = Manifest(config(**DEEP))
+    for cache in ("folder", "folder", "memory"):  # built, found, and none of it
+        source = Manifest(config(cache=cache, **DEEP))
         assert source.spec == plain.spec
         assert_equal(batches(source), expected)
     assert {batch["image"].dtype for batch in expected} == {torch.float32}
 
 
 class TestWhatIsDecoded:
+    def test_each_file_once_for_the_memory(self, config, table, tmp_path, decoded):
+        source = Manifest(config(cache="memory", **DEEP))
+        decoded.clear()
+        first = batches(source)
+        assert decoded and len(decoded) == len(set(decoded))
+        assert_equal(batches(source), first)
+        assert len(decoded) == len(set(decoded)) and not (tmp_path / "cache").exists()
+
     def test_the_second_start_decodes_nothing(self, config, table, monkeypatch, many_processes):
         first = Manifest(config(**DEEP))
         monkeypatch.setattr(cache_module, "decode", lambda *args: pytest.fail("decoded again"))
