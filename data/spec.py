@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -15,8 +15,6 @@ SPLITS = ("train", "val", "test")
 
 
 class DataConfig(Section):
-    removed_keys: ClassVar[dict[str, str]] = {"name": "is called data.source now; rename the key"}
-
     source: str = Field(description="where the data come from")
     batch_size: int = Field(ge=2, description="samples; batches of an epoch differ by one sample at most")
     sampler: Literal["shuffle", "class_balanced"] = Field(

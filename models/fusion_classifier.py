@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -21,11 +21,6 @@ BRANCHES = ("image_branch", "temporal_branch")  # in the order of `present`
 
 
 class ModelConfig(Section):
-    removed_keys: ClassVar[dict[str, str]] = {
-        "unimodal_heads": "has no keys any more: balance.gradients.<branch>.own says how much of a branch's own head's "
-        "gradient reaches it; remove it"
-    }
-
     image_branch: ImageBranchConfig | None = Field(description="null: a model that reads sequences only")
     temporal_branch: TemporalBranchConfig | None = Field(description="an LSTM; null: a model that reads images only")
     fusion_head: FusionHeadConfig = Field(description="what joins the branches -> logits")

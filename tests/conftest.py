@@ -126,7 +126,6 @@ def checkpoint_content() -> dict:
         "saved_at": 1.0,
         "val": {"loss": 0.5},
         "config": {"run": {"seed": 0}},
-        "environment": {"salt": "00", "digests": {}},
         "versions": {"torch": "2"},
         "data_spec": {"class_names": ["a", "b"]},
         "image_weights": {"description": "random start"},

@@ -21,8 +21,7 @@ from app.param_groups.freezing import Freezing
 from app.param_groups.groups import Group, describe_groups
 from app.param_groups.optimizer import build_optimizer
 from app.randomness import make_deterministic
-from app.records.checkpoint import load_checkpoint
-from app.records.environment import changed_environment, environment_digests, versions
+from app.records.checkpoint import load_checkpoint, versions
 from app.records.run_folder import name_of_run
 from app.training.balance import GradientsConfig, ModalityDropout, ModalityDropoutConfig, check_gates
 from app.training.gradients import Gradients
@@ -79,7 +78,6 @@ class Run:
 
     config: Config
     tree: dict[str, Any]  # the config as plain values
-    environment: dict[str, Any]  # digests of what it read from the environment
     device: torch.device
     parts: ModelAndData
     loaders: dict[str, Batches]  # "train", "val", "test"
@@ -109,7 +107,6 @@ class Run:
             "saved_at": time.time(),  # what --resume auto goes by
             "val": val,
             "config": self.tree,
-            "environment": self.environment,
             "versions": versions(),
             "data_spec": self.parts.data_spec.to_dict(),
             "image_weights": asdict(self.parts.image_weights),
@@ -263,7 +260,6 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
     run = Run(
         config=config,
         tree=tree,
-        environment=environment_digests(tree),
         device=device,
         parts=parts,
         loaders=loaders,
@@ -278,8 +274,7 @@ def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = N
     if saved:
         restarted = state.load_state_dict(saved, resume_from)
         run.resumed_from, run.resumed_val = resume_from, saved["val"]
-        changed = differences(saved["config"], tree) + changed_environment(saved, tree)
-        changed += parts.other_rows(saved, *SPLITS)
+        changed = differences(saved["config"], tree) + parts.other_rows(saved, *SPLITS)
         run.notes = notes + [f"changed since then: {line}" for line in changed]
         run.notes += [f"starts from the beginning: {line}" for line in restarted]
     return run

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from app.config import changed_from_default, check_config, environment_values, read_config
+from app.config import check_config, read_config
 from app.config import read_part as read_part_of
 from app.learning_rates.balance import KEY, branches_without_groups, groups_of_branches, needs_both_branches
 from app.learning_rates.learning_rates import LearningRatesConfig
@@ -43,19 +43,19 @@ class Config(Section):
 def load_config(path: str | Path, overrides: list[str] | None = None) -> tuple[Config, dict]:
     """The config of a YAML file with overrides, checked as a whole; and as plain values: see app/config.py.
 
-    run.name is saved as it reads now: it is the folder's name and no secret, and a run must be found under it later.
-
     Raises FileNotFoundError, or Findings for all that is wrong inside. What one section demands of another is
     looked at where each is right on its own.
     """
     config, tree = read_config(Config, path, overrides)
-    return _complete(config, tree)
+    _raise_contradictions(config)
+    return config, tree
 
 
 def parse_config(tree: dict) -> tuple[Config, dict]:
-    """Like load_config, from a tree that is already read (such as the one in a checkpoint)."""
+    """Like load_config, from a tree that is already read."""
     config, tree = check_config(Config, tree)
-    return _complete(config, tree)
+    _raise_contradictions(config)
+    return config, tree
 
 
 def read_part(tree: dict, key: str) -> Any:
@@ -63,38 +63,46 @@ def read_part(tree: dict, key: str) -> Any:
     return read_part_of(Config, tree, key)
 
 
+def rename_run(config: Config, tree: dict, name: str) -> tuple[Config, dict]:
+    """The same under another run.name."""
+    run = config.run.model_copy(update={"name": name})
+    return config.model_copy(update={"run": run}), {**tree, "run": {**tree["run"], "name": name}}
+
+
 def not_default(tree: dict) -> list[str]:
-    """A line for each key of a saved config that has a default and another value: `key: default -> value`. What reads
-    the environment, and may be a secret, is not shown."""
-    lines, reads = [], environment_values(tree)
+    """A line for each key of a saved config that has a default and another value: `key: default -> value`."""
+    lines = []
     for name in Config.model_fields:
         try:
-            changes = [*changed_from_default(read_part(tree, name), name)]
-        except (ValueError, OSError):  # a variable is missing now
-            lines.append(f"{name}: reads the environment, and cannot be read here")
-            continue
-        for key, default, value in changes:
-            secret = any(f"{a}.".startswith(f"{b}.") for read in reads for a, b in ((read, key), (key, read)))
-            lines.append(f"{key}: {default} -> {'(reads the environment)' if secret else in_words(value)}")
+            lines += [f"{key}: {old} -> {new}" for key, old, new in _changed(read_part(tree, name), name)]
+        except Findings:  # a section that no prediction needs
+            lines.append(f"{name}: cannot be read by this release")
     return lines
 
 
-def in_words(value: Any) -> Any:
-    """A section as the plain values that it was given."""
-    return value.model_dump(exclude_unset=True) if isinstance(value, Section) else value
+def _changed(value: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    """(key, default, value) of each value below `key` that is not its default; what has no default is left out.
+
+    value: a section, or a list or dict that may hold some.
+    """
+    if isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _changed(item, f"{key}[{i}]")
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _changed(item, f"{key}.{name}")
+    elif isinstance(value, Section):
+        for name, field in type(value).model_fields.items():
+            item, inner = getattr(value, name), f"{key}.{name}"
+            if field.is_required() or isinstance(field.default, Section):
+                yield from _changed(item, inner)
+            elif item != field.default:
+                yield inner, field.default, item.model_dump(exclude_unset=True) if isinstance(item, Section) else item
 
 
-def rename_run(config: Config, tree: dict, name: str) -> tuple[Config, dict]:
-    """The same under another run.name."""
-    if isinstance(tree["run"], dict):  # and not a text, where the whole section is read from the environment
-        tree = {**tree, "run": {**tree["run"], "name": name}}
-    return config.model_copy(update={"run": config.run.model_copy(update={"name": name})}), tree
-
-
-def _complete(config: Config, tree: dict) -> tuple[Config, dict]:
+def _raise_contradictions(config: Config) -> None:
     if lines := [*_contradictions(config)]:
         raise Findings(lines)
-    return rename_run(config, tree, config.run.name)
 
 
 def _contradictions(config: Config) -> Iterator[str]:

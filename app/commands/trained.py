@@ -18,7 +18,6 @@ from app.evaluation.scores import share
 from app.messages import warn
 from app.randomness import make_deterministic
 from app.records.checkpoint import load_checkpoint, save_checkpoint
-from app.records.environment import changed_environment
 from app.records.run_folder import lock_run_folder, run_folder_of
 from app.training.objective import BRANCHES, Objective
 from app.training.precision import choose_device, slow_precision
@@ -45,7 +44,6 @@ class Trained:
     objective: Objective
     data_config: DataConfig
     placement: dict[str, Any]  # device and precision
-    changed: list[str]  # what it reads from the environment, and read otherwise in training
     of_precision: list[str] = field(default_factory=list)  # notes
 
     @property
@@ -144,7 +142,7 @@ class Trained:
 
     def warnings(self, split: str) -> list[str]:
         """What is not as it was in training, a line each."""
-        lines = [f"{change} than in training" for change in self.changed]
+        lines: list[str] = []
         if split in self.parts.data_spec.rows:  # not those of a table that it was not trained on
             others = self.parts.other_rows(self.saved, split)
             lines += [f"{other}; the checkpoint was trained beside the former" for other in others]
@@ -177,8 +175,7 @@ def build_trained(
     root: Path | None = None,
     precision: str | None = None,
 ) -> Trained:
-    """Reads of the checkpoint's config only what a prediction needs: a variable of the environment that another key
-    reads may be missing.
+    """Reads of the checkpoint's config only what a prediction needs.
 
     Args:
         manifest, root: see build_model_and_data.
@@ -189,14 +186,13 @@ def build_trained(
     tree = copy.deepcopy(saved["config"])
     if isinstance(tree["model"]["image_branch"], dict):
         tree["model"]["image_branch"]["weights"] = "none"  # they come from the checkpoint
-    used = ("data", "model", "loss", "run.seed", "run.precision")
-    data, model_config, loss, seed, trained_in = (read_part(tree, key) for key in used)
+    keys = ("data", "model", "loss", "run.seed", "run.precision")
+    data, model_config, loss, seed, trained_in = (read_part(tree, key) for key in keys)
     device = choose_device(device_name)
     rows = {"saved": saved, "manifest": manifest, "root": root}
     parts = build_model_and_data(model_config, data, seed=seed, device=device, **rows)
     load_model(parts.model, saved, checkpoint)
     objective = build_objective(loss, DataSpec.from_dict(saved["data_spec"]), torch.device("cpu"))
-    changed = changed_environment(saved, tree, used)
     placement = {"device": device, "precision": precision or trained_in}
     notes = []
     slow = slow_precision(parts.model, parts.first_batch(data), **placement, training=False)
@@ -207,7 +203,7 @@ def build_trained(
         notes.append(f"{slow}; --precision fp32 is the remedy")
     if note := lstm_in_fp32(parts.model.temporal_branch, **placement):
         notes.append(note)
-    return Trained(checkpoint, saved, parts, objective, data, placement, changed, notes)
+    return Trained(checkpoint, saved, parts, objective, data, placement, notes)
 
 
 def output_folder(first: Trained, split: str, manifest: Path | None, kind: str = "") -> Path:

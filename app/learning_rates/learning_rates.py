@@ -5,14 +5,14 @@ reduction, and a resumed run may change a base lr and keep its reductions.
 """
 
 import math
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from app.evaluation.metrics import check_monitor
 from app.learning_rates.balance import BALANCE_RULES, KEY, BalanceRule
 from app.learning_rates.events import LrEvent
-from app.learning_rates.rules import MODE_IS_GONE, RULES, Improvement, Reduction, Rule, stalled, validations
+from app.learning_rates.rules import RULES, Improvement, Reduction, Rule, stalled, validations
 from app.learning_rates.spans import Span
 from app.param_groups.groups import GroupConfig
 from app.section import Section
@@ -48,8 +48,6 @@ Schedule = Annotated[ConstantSchedule | CosineSchedule | LinearSchedule | StepSc
 
 
 class StopConfig(Section):
-    removed_keys: ClassVar[dict[str, str]] = {"mode": MODE_IS_GONE}
-
     monitor: str = Field(description="a validation metric")
     patience: int = Field(ge=0, description="stops after patience + 1 validations in a row without improvement")
 

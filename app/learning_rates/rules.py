@@ -4,20 +4,16 @@ import math
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from app.evaluation.metrics import best_of, beyond_in_words, direction, is_beyond, never_beyond
 from app.section import Section
 
-MODE_IS_GONE = "is not a key any more: the direction belongs to the monitor (a loss falls, all others rise); remove it"
-
 
 class ReductionConfig(Section):
     """What every rule has."""
-
-    removed_keys: ClassVar[dict[str, str]] = {"mode": MODE_IS_GONE}
 
     groups: list[str] = Field(description="names of groups; each keeps a count of its own")
     monitor: str = Field(

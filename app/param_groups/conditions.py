@@ -1,8 +1,8 @@
-"""When a group begins or ceases to train: after a number of epochs, or when a validation meets a condition."""
+"""When a group starts or stops training: after a number of epochs, or when a validation meets a condition."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from app.evaluation.metrics import beyond_in_words
 from app.section import Section
@@ -24,8 +24,14 @@ class FreezeCondition(Section):
         return beyond_in_words(self.monitor, self.above, self.below)
 
 
-Limit = Annotated[int, Field(ge=0)] | FreezeCondition
-LaterLimit = Annotated[int, Field(ge=1)] | FreezeCondition  # not before the first epoch
+def _tag_of(limit: Any) -> str:
+    return "section" if isinstance(limit, dict | FreezeCondition) else "number"
+
+
+_Condition = Annotated[FreezeCondition, Tag("section")]
+Limit = Annotated[Annotated[int, Field(ge=0), Tag("number")] | _Condition, Discriminator(_tag_of)]
+# Not before the first epoch.
+LaterLimit = Annotated[Annotated[int, Field(ge=1), Tag("number")] | _Condition, Discriminator(_tag_of)]
 
 
 def earliest(limit: Limit) -> int:

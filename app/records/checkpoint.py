@@ -7,10 +7,12 @@ The file is a ZIP archive whose comment is the digest of all bytes before it.
 
 import hashlib
 import os
+import platform
 import shutil
 import struct
 import warnings
 import zipfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,7 +30,6 @@ _FACTS = {
     "saved_at": float,  # seconds since 1970
     "val": dict,
     "config": dict,
-    "environment": dict,  # salted digests of what the config read there: see app/records/environment.py
     "versions": dict,
     "data_spec": dict,
     "image_weights": dict,
@@ -50,6 +51,12 @@ class BestConfig(Section):
 
 class CheckpointConfig(Section):
     best: BestConfig = Field(BestConfig(), description="which validation best.pt is of")
+
+
+def versions() -> dict[str, str]:
+    """By name, what the numbers of a run depend on."""
+    packages = {name: metadata.version(name) for name in ("torch", "torchvision", "torchaudio")}
+    return {"python": platform.python_version(), **packages, "machine": platform.machine()}
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:

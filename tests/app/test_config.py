@@ -1,17 +1,17 @@
 import itertools
 import math
-from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from app.commands.root_config import Config, load_config, parse_config, read_part
-from app.config import differences, environment_values, run_name_in, save_config
+from app.config import differences, save_config
 from app.learning_rates.rules import PlateauConfig, ThresholdConfig
 from app.messages import Findings
 from app.param_groups.groups import GroupConfig
-from app.section import hint_of, sections_of, tag_key_of, tag_of
-from tests.conftest import ROOT, replace
+from app.section import schema_of, sections_of, tag_key_of, tag_of
+from app.training.group_stats import StatisticsConfig
+from tests.conftest import ROOT
 
 
 def at(tree: dict, key: str, value) -> dict:
@@ -35,10 +35,10 @@ def test_every_shipped_config_is_valid(path):
 
 def test_the_default_config_shows_every_key_of_every_section(tree):
     """Groups, schedules and reductions have optional keys of their own, which a comment there lists."""
-    for name, field in Config.model_fields.items():
-        tag_key = tag_key_of(hint := hint_of(field))
-        (section,) = (s for s in sections_of(hint) if not tag_key or tag_of(s, tag_key) == tree[name][tag_key])
-        assert set(tree[name]) == set(section.model_fields)
+    for name, schema in schema_of(Config)["properties"].items():
+        tag_key = tag_key_of(schema)
+        (section,) = (s for s in sections_of(schema) if not tag_key or tag_of(s, tag_key) == tree[name][tag_key])
+        assert set(tree[name]) == set(section["properties"])
     text = (ROOT / "configs" / "fusion.yaml").read_text()
     for kind in (GroupConfig, PlateauConfig, ThresholdConfig):
         for name in kind.model_fields:
@@ -60,18 +60,22 @@ def test_the_default_config_shows_every_key_of_every_section(tree):
         ("optimizer.groups.image_branch.lr", math.inf, "must be > 0"),
         ("optimizer.groups.image_branch.lr", ..., "optimizer.groups.image_branch.lr: missing; add it (a number > 0)"),
         ("optimizer.groups.image_branch.weigth_decay", 0.1, "did you mean 'weight_decay'?"),
-        ("optimizer.groups.image_branch.betas", [0.9], "betas: found [0.9], expected two numbers"),
+        ("optimizer.groups.image_branch.betas", [0.9], "betas: found [0.9], expected a list of 2, each a num"),
         ("optimizer.groups.image_branch.betas", [1.2, 0.9], "betas[0]: found 1.2, must be >= 0 and < 1"),
         ("optimizer.groups.image_branch.betas", [0.9, 1.0], "betas[1]: found 1.0, must be >= 0 and < 1"),
         ("optimizer.groups.image_branch.betas", 0.9, "optimizer.groups.image_branch.betas: found 0.9"),
-        ("optimizer.groups.image_branch", 3, "optimizer.groups.image_branch: expected a mapping"),
-        ("optimizer.groups", [1], "optimizer.groups: expected a mapping of names"),
+        (
+            "optimizer.groups.image_branch",
+            3,
+            "image_branch: found 3, expected a mapping with the keys lr, w",
+        ),
+        ("optimizer.groups", [1], "optimizer.groups: found [1], expected a mapping of names"),
         ("optimiser", {}, "optimiser: unknown key; did you mean 'optimizer'?"),
         ("run.device", "gpu", "run.device: found 'gpu', expected one of auto, cpu, cuda, mps"),
         ("run.epochs", 1.5, "run.epochs: found 1.5, expected a whole number"),
         ("run.epochs", 0, "run.epochs: found 0, must be >= 1"),
         ("model.temporal_branch.dropout", 1.0, "must be >= 0 and < 1"),
-        ("learning_rates.reductions", {"a": 1}, "learning_rates.reductions: expected a list of entries"),
+        ("learning_rates.reductions", {"a": 1}, "learning_rates.reductions: found {'a': 1}, expected a list"),
         ("run.name", "${nowhere.there}", "run.name: "),
         (
             "optimizer.groups.image_branch.betas",
@@ -122,7 +126,7 @@ EPOCHS = "a whole number >= 0, or a mapping with the keys monitor, above, below,
         (f"{GROUP}.freeze_until", False, f"{GROUP}.freeze_until: found False, expected {EPOCHS}"),
         (f"{GROUP}.clip_norm", "1", f"{GROUP}.clip_norm: found '1', expected a number > 0, or null"),
         (f"{GROUP}.betas", ["0.9", 0.99], f"{GROUP}.betas[0]: found '0.9', expected a number >= 0 and < 1"),
-        (f"{GROUP}.betas", [0.9], f"{GROUP}.betas: found [0.9], expected two numbers >= 0 and < 1, or null"),
+        (f"{GROUP}.clip_norm", [1], f"{GROUP}.clip_norm: found [1], expected a number > 0, or null"),
         ("run.precision", "fp16", "run.precision: found 'fp16', expected one of fp32, bf16"),
         ("run.seed", None, "run.seed: found None, expected a whole number >= 0"),
     ],
@@ -142,16 +146,15 @@ def test_a_whole_number_is_a_number_and_so_is_1e_4_in_a_file(tmp_path):
     assert [groups[name].lr for name in ("image_branch", "temporal_branch")] == [1e-4, 1.0]
 
 
-@pytest.mark.parametrize("known", ["groups", "monitor", "rule", "factor", "patience"])
-def test_a_misspelt_required_key_is_one_finding(tree, known):
+@pytest.mark.parametrize("known", ["groups", "monitor", "factor", "patience"])
+def test_a_misspelt_key_is_told_with_the_one_that_is_meant(tree, known):
     reduction = tree["learning_rates"]["reductions"][1]
     reduction[f"{known}x"] = reduction.pop(known)
     with pytest.raises(ValueError) as error:
         parse_config(tree)
-    assert str(error.value).startswith(
-        f"{RULE}.{known}x: unknown key; did you mean '{known}'? known here: groups, monit"
-    )
-    assert "\n" not in str(error.value)
+    missing, unknown = str(error.value).splitlines()
+    assert missing.startswith(f"{RULE}.{known}: missing; add it (")
+    assert unknown.startswith(f"{RULE}.{known}x: unknown key; did you mean '{known}'? known here: groups, monit")
 
 
 @pytest.mark.parametrize(
@@ -159,10 +162,10 @@ def test_a_misspelt_required_key_is_one_finding(tree, known):
     [
         ({"rule": "platau"}, [f"{RULE}.rule: found 'platau', expected one of plateau, threshold"]),
         ({"rule": ["plateau"]}, [f"{RULE}.rule: found ['plateau'], expected one of plateau, threshold"]),
-        ({"groups": []}, [f"{RULE}.rule: missing; add it (one of plateau, threshold)"]),
-        ({"fatcor": 1}, [f"{RULE}.fatcor: unknown key; did you mean 'factor'? ", f"{RULE}.rule: missing; add it"]),
-        (3, [f"{RULE}: expected a mapping with the keys groups, monitor, rule, factor, "]),
-        (None, [f"{RULE}: expected a mapping with the keys groups, monitor, rule, factor, "]),
+        ({"groups": []}, [f"{RULE}.rule: missing; add one of plateau, threshold"]),
+        ({"rulex": "plateau"}, [f"{RULE}.rule: missing; add one of plateau, threshold"]),
+        (3, [f"{RULE}: found 3, expected a mapping with the keys groups, monitor, rule, factor, "]),
+        (None, [f"{RULE}: found None, expected a mapping with the keys groups, monitor, rule, factor, "]),
         (
             {"rule": "threshold", "groups": ["fusion_head"], "monitor": "val/loss", "factor": 0},
             [f"{RULE}.factor: found 0, must be > 0 and < 1"],
@@ -182,26 +185,47 @@ def test_entries_of_several_kinds_are_named_as_in_the_file(tree, entry, findings
     assert all(line.startswith(finding) for line, finding in zip(lines, findings, strict=True)), lines
 
 
-def test_all_findings_are_told_at_once(tree, monkeypatch):
-    monkeypatch.setenv("LR", "fast")
-    tree["run"].update(name="${nowhere.there}", seed=-1, epoch=tree["run"].pop("epochs"))
-    tree["optimizer"]["groups"]["image_branch"].update(lr="${oc.env:LR}", betas=[0.9, "${oc.env:NOWHERE}"])
+def test_all_findings_are_told_at_once(tree):
+    tree["run"].update(seed=-1, epoch=tree["run"].pop("epochs"))
+    tree["optimizer"]["groups"]["image_branch"].update(lr="fast", betas=[0.9, True])
     tree["learning_rates"]["reductions"][1].update(factor=2, above=1.0)
     tree["model"]["temporal_branch"] = tree["model"]["image_branch"] = None
     del tree["statistics"]
     with pytest.raises(ValueError) as error:
         parse_config(tree)
     assert [line.split(": ")[:2] for line in str(error.value).splitlines()] == [
-        ["run.name", "Interpolation key 'nowhere.there' not found"],
-        [f"{GROUP}.betas[1]", "Environment variable 'NOWHERE' not found"],
         ["run.seed", "found -1, must be >= 0"],
+        ["run.epochs", "missing; add it (a whole number >= 1)"],
         ["run.epoch", "unknown key; did you mean 'epochs'? known here"],
         ["model", "image_branch and temporal_branch are both null; a model needs one of them"],
         [f"{GROUP}.lr", "found 'fast', expected a number > 0"],
+        [f"{GROUP}.betas[1]", "found True, expected a number >= 0 and < 1"],
         [f"{RULE}.factor", "found 2, must be > 0 and < 1"],
         [f"{RULE}.above", "belongs to rule"],
-        ["statistics", "missing; add it (a mapping)"],
+        ["statistics", f"missing; add it (a mapping with the keys {', '.join(StatisticsConfig.model_fields)})"],
     ]
+
+
+ONLY = "only ${another.key} is read; set it on the command line, "
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "remedy"),
+    [
+        ("data.root", "${oc.env:ROOT}", 'data.root="$ROOT"'),
+        ("run.name", "x-${oc.env:NAME,a}", 'run.name="$NAME"'),
+        (f"{GROUP}.betas", [0.9, "${ oc.env : BETA }"], f'{GROUP}.betas[1]="$BETA"'),
+        ("run.seed", "${oc.decode:${oc.env:SEED}}", 'run.seed="$VALUE"'),
+        ("run", "${oc.create:{}}", 'run="$VALUE"'),
+        ("run.name", "a-${other:1}", 'run.name="$VALUE"'),
+    ],
+)
+def test_the_environment_and_the_like_are_not_read(tree, monkeypatch, key, value, remedy):
+    monkeypatch.setenv("ROOT", "swordfish")
+    with pytest.raises(ValueError) as error:
+        parse_config(at(tree, key, value))
+    found = value[1] if isinstance(value, list) else value
+    assert str(error.value) == f"{remedy.split('=')[0]}: found {found!r}, {ONLY}{remedy}"
 
 
 JUNK = [None, True, "x", "", 3, -1.5, 10**400, math.nan, [], [1], [[]], {}, {"a": 1}, {1: 2}, {"rule": None}]
@@ -247,38 +271,20 @@ def test_all_bad_overrides_are_told_at_once():
 
 
 @pytest.mark.parametrize(
-    ("override", "finding"),
+    ("override", "found"),
     [
-        (
-            "learning_rates.reductions[5].patience=1",
-            "learning_rates.reductions has 3 entries, and its indices are 0 to 2",
-        ),
-        ("learning_rates.reductions[3]=x", "learning_rates.reductions has 3 entries, and its indices are 0 to 2"),
-        ("learning_rates.reductions[-1].patience=1", "has 3 entries, and its indices are 0 to 2"),
-        (
-            "learning_rates.reductions.x=1",
-            "and its indices are 0 to 2; to add one, replace the whole list",
-        ),
-        ("learning_rates.reductions[0].groups[1]=x", "reductions[0].groups has 1 entry, and its only index is 0"),
+        ("learning_rates.reductions[5].patience=1", "learning_rates.reductions has no entry 5: it is a list of 3"),
+        ("learning_rates.reductions[3]=x", "learning_rates.reductions has no entry 3: it is a list of 3"),
+        ("learning_rates.reductions[-1].patience=1", "learning_rates.reductions has no entry -1: it is a list of 3"),
+        ("learning_rates.reductions.x=1", "learning_rates.reductions has no entry x: it is a list of 3"),
+        ("learning_rates.reductions[0].groups[1]=x", "learning_rates.reductions[0].groups has no entry 1: it is a l"),
     ],
 )
-def test_an_index_that_a_list_does_not_have_is_told_with_those_that_it_has(override, finding):
+def test_an_entry_that_a_list_does_not_have_is_told_with_its_length(override, found):
     with pytest.raises(ValueError) as error:
         fusion(override)
-    assert finding in str(error.value) and str(error.value).startswith(f"override '{override}': ")
-
-
-def test_a_variable_of_the_environment_is_read_as_what_is_wanted(tree, monkeypatch):
-    for name, value in {"LR": "2e-3", "SEED": "7", "NO_DECAY": "true", "NAME": "1e-4"}.items():
-        monkeypatch.setenv(name, value)
-    tree["run"].update(seed="${oc.env:SEED}", name="${oc.env:NAME}")
-    tree["optimizer"]["groups"]["image_branch"].update(lr="${oc.env:LR}", no_decay="${oc.env:NO_DECAY}")
-    tree["optimizer"]["groups"]["fusion_head"]["lr"] = "${optimizer.groups.image_branch.lr}"
-    config, plain = parse_config(tree)
-    group = config.optimizer.groups["image_branch"]
-    assert (config.run.seed, config.run.name, group.lr, group.no_decay) == (7, "1e-4", 2e-3, True)
-    assert config.optimizer.groups["fusion_head"].lr == 2e-3
-    assert plain == {**tree, "run": {**tree["run"], "name": "1e-4"}}
+    assert str(error.value).startswith(f"override '{override}': {found}")
+    assert str(error.value).endswith("counted from 0; to add one, replace the whole list")
 
 
 @pytest.mark.parametrize("key", ["optimizer.groups.image_branch", "optimizer.groups.image_branch.options", "run"])
@@ -341,13 +347,12 @@ def test_texts_in_a_list_are_as_typed_too():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("run.name", 7, "run.name: found 7, a number, expected a text; put it in quotes"),
-        ("run.name", 1e-4, "run.name: found 0.0001, a number, expected a text; put it in quotes"),
-        ("run.name", True, "run.name: found True, a truth value, expected a text; put it in quotes"),
-        ("run.folder", None, "run.folder: found null, expected a text; put it in quotes"),
-        ("optimizer.name", 3, "optimizer.name: found 3, a number"),
-        ("optimizer.groups.image_branch.params", ["a", 1], "image_branch.params[1]: found 1, a number"),
-        ("run.name", "${run.seed}", "run.name: found 0, a number, expected a text; put text beside it, e.g. name-${ru"),
+        ("run.name", 7, "run.name: found 7, expected a text; put it in quotes"),
+        ("run.name", 1e-4, "run.name: found 0.0001, expected a text; put it in quotes"),
+        ("run.name", True, "run.name: found True, expected a text; put it in quotes"),
+        ("run.folder", None, "run.folder: found None, expected a text; put it in quotes"),
+        ("optimizer.name", 3, "optimizer.name: found 3, expected a text; put it in quotes"),
+        ("optimizer.groups.image_branch.params", ["a", 1], "image_branch.params[1]: found 1, expected a text; put"),
     ],
 )
 def test_what_is_no_text_in_a_file_is_refused(tree, key, value, message):
@@ -371,14 +376,13 @@ def test_an_override_below_null_makes_the_mapping():
     assert (config.learning_rates.stop.monitor, config.learning_rates.stop.patience) == ("val/loss", 3)
 
 
-def test_an_override_may_point_elsewhere_to_a_list_too(monkeypatch):
-    monkeypatch.setenv("LR", "2e-3")
+def test_an_override_may_point_elsewhere_to_a_list_too():
     groups = "optimizer.groups"
     config, tree = fusion(
         "run.name=${optimizer.name}-${run.seed}",
         f"{groups}.image_branch.betas=${{{groups}.temporal_branch.betas}}",
         f"{groups}.unimodal_heads=${{{groups}.fusion_head}}",
-        f"{groups}.fusion_head.lr=${{oc.env:LR}}",
+        f"{groups}.fusion_head.lr=2e-3",
         "learning_rates.reductions[0].groups=${learning_rates.reductions[2].groups}",
         "run.seed=5",
     )
@@ -400,26 +404,14 @@ def test_an_override_below_a_value_that_points_elsewhere_is_refused(tmp_path):
         fusion(f"{groups}.unimodal_heads=${{{groups}.fusion_head}}", f"{groups}.unimodal_heads.lr=1")
 
 
-def test_the_environment_stays_unresolved_when_an_override_names_it(monkeypatch):
-    monkeypatch.setenv("SECRET", "swordfish")
-    overrides = ["run.folder=x-${oc.env:SECRET}", "optimizer.clip_norm=${oc.env:NO,null}"]
-    config, tree = fusion(*overrides)
-    assert (config.run.folder, config.optimizer.clip_norm) == ("x-swordfish", None)
-    assert tree["run"]["folder"] == "x-${oc.env:SECRET}"
-    assert tree["optimizer"]["clip_norm"] == "${oc.env:NO,null}"
-    assert "swordfish" not in str(tree)
-    assert parse_config(tree)[0] == config
-
-
-def test_a_part_of_a_saved_config_needs_only_the_variables_that_it_reads(tree, config, monkeypatch):
-    tree["run"]["folder"] = "${oc.env:NOWHERE}"
-    tree["optimizer"]["groups"]["image_branch"]["lr"] = "${oc.env:NOWHERE}"
-    tree["data"]["image_noise"] = "${optimizer.groups.fusion_head.lr}"
-    assert read_part(tree, "data") == replace(config.data, image_noise=1e-3)
+def test_a_part_of_a_saved_config_is_read_whatever_the_others_hold(tree, config):
+    tree["run"]["folder"] = tree["optimizer"] = None
+    del tree["data"]["augmentation"]
+    assert read_part(tree, "data") == config.data
     assert read_part(tree, "model") == config.model
     assert (read_part(tree, "run.seed"), read_part(tree, "run.precision")) == (0, "fp32")
-    tree["data"]["batch_size"] = "${oc.env:NOWHERE}"
-    with pytest.raises(ValueError, match=r"^data.batch_size: .*Environment variable 'NOWHERE' not found"):
+    tree["data"]["batch_size"] = "many"
+    with pytest.raises(ValueError, match="^data.batch_size: found 'many', expected a whole number >= 2"):
         read_part(tree, "data")
     tree["run"]["seed"] = -1
     with pytest.raises(ValueError, match="run.seed: found -1, must be >= 0"):
@@ -452,19 +444,13 @@ def test_bad_overrides_are_refused(override):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a: [1", "not valid YAML"),
-        ("a: b: c", "not valid YAML"),
-        ("\x00", "not valid YAML"),
-        (b"\xff\xfe", "is no text in UTF-8"),
+        ("a: [1", "cannot be read as YAML (while parsing a flow sequence"),
+        ("a: 1\na: 2", "cannot be read as YAML (while constructing a mapping"),
+        (b"\xff\xfe", "cannot be read as YAML ('utf-8' codec can't decode"),
         ("- 1\n- 2\n", "holds a list; expected a YAML file with the sections run, data,"),
-        ("[]", "is empty; expected"),
-        ("", "is empty; expected a YAML file with the sections run, data,"),
-        ("# nothing\n---\n", "is empty; expected"),
-        ("{}", "is empty; expected"),
-        ("hello", "holds a single value; expected a YAML file with the sections run, data,"),
-        ("3", "holds a single value"),
-        ("yes", "holds a single value"),
-        ("null", "holds a single value"),
+        ("", "holds nothing; expected a YAML file with the sections run, data,"),
+        ("# nothing\n---\n", "holds nothing; expected"),
+        ("3", "cannot be read as YAML"),
     ],
 )
 def test_files_that_are_no_config_are_refused(tmp_path, content, message):
@@ -476,89 +462,17 @@ def test_files_that_are_no_config_are_refused(tmp_path, content, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_and_an_unreadable_file_are_no_config(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"is a folder; expected a YAML file with the sections run, data,"):
+def test_a_folder_is_no_config(tmp_path):
+    with pytest.raises(
+        ValueError, match="cannot be read as YAML .*Is a directory.*; expected a YAML file with the sect"
+    ):
         load_config(tmp_path)
-    unreadable = Path("/proc/self/mem")  # which nobody can read from its start, not even root
-    if unreadable.exists():
-        with pytest.raises(ValueError, match=r"/proc/self/mem cannot be read \(.*; expected a YAML file"):
-            load_config(unreadable)
 
 
 def test_a_missing_file_is_named_with_what_there_is(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(FileNotFoundError, match=r"nowhere.yaml does not exist; available: .*configs/fusion.yaml"):
         load_config(tmp_path / "nowhere.yaml")
-
-
-def test_secrets_of_the_environment_stay_out_of_the_saved_config(tree, monkeypatch):
-    monkeypatch.setenv("SECRET", "swordfish")
-    tree["run"]["folder"] = "${oc.env:SECRET}"
-    tree["model"]["image_branch"]["weights"] = "${run.folder}-${optimizer.name}"
-    tree["optimizer"]["groups"]["image_branch"]["params"] = ["image_branch.${oc.env:SECRET}", "${oc.env:NO,x}"]
-    config, plain = parse_config(tree)
-    assert config.run.folder == "swordfish"
-    assert config.model.image_branch.weights == "swordfish-AdamW"
-    assert config.optimizer.groups["image_branch"].params == ["image_branch.swordfish", "x"]
-    assert plain["run"]["folder"] == "${oc.env:SECRET}"
-    written = plain["model"]["image_branch"]["weights"]
-    assert written == "${run.folder}-${optimizer.name}"  # for it reads the environment
-    assert parse_config(plain)[0] == config
-    assert "swordfish" not in OmegaConf.to_yaml(OmegaConf.create(plain))
-
-
-@pytest.mark.parametrize("name", ["x-${oc.env:RUN}", "x-${run.folder}", "x-${oc.decode:${oc.env:RUN}}"])
-def test_the_name_of_a_run_is_saved_as_it_was_read(tree, tmp_path, monkeypatch, name):
-    monkeypatch.setenv("RUN", "a")
-    tree["run"].update(name=name, folder="${oc.env:RUN}")
-    config, plain = parse_config(tree)
-    assert config.run.name == "x-a" and plain["run"]["folder"] == "${oc.env:RUN}"
-    monkeypatch.setenv("RUN", "b")
-    assert parse_config(plain)[0].run.name == "x-a"
-    save_config(plain, tmp_path / "config.yaml")
-    assert run_name_in(tmp_path / "config.yaml") == "x-a"
-
-
-def test_a_name_that_would_point_elsewhere_once_it_is_saved_is_refused(tree, monkeypatch):
-    monkeypatch.setenv("RUN", "x-${run.seed}")
-    tree["run"]["name"] = "${oc.env:RUN}"
-    with pytest.raises(ValueError, match=r"^run.name: found 'x-\$\{run.seed\}', which has '\$\{'; give a plain name"):
-        parse_config(tree)
-
-
-def test_a_saved_name_that_reads_the_environment_is_none(tmp_path, monkeypatch):
-    """Nobody knows what it read when the run was started."""
-    monkeypatch.setenv("RUN", "b")
-    for name, found in {"${oc.env:RUN}": None, "${run.folder}": None, "${run.seed}-x": "0-x"}.items():
-        save_config({"run": {"name": name, "folder": "${oc.env:RUN}", "seed": 0}}, tmp_path / "config.yaml")
-        assert run_name_in(tmp_path / "config.yaml") == found
-
-
-def test_a_run_section_that_the_environment_holds_as_a_whole_stays_as_written(tree, monkeypatch):
-    section = "{name: a, folder: r, seed: 0, epochs: 1, device: cpu, precision: fp32}"
-    monkeypatch.setenv("RUN", section)
-    config, plain = parse_config({**tree, "run": "${oc.decode:${oc.env:RUN}}"})
-    assert config.run.name == "a" and plain["run"] == "${oc.decode:${oc.env:RUN}}"
-
-
-def test_values_of_the_environment_are_found_in_a_saved_config_by_their_keys(tree, monkeypatch):
-    monkeypatch.setenv("X", "0.5")
-    groups = tree["optimizer"]["groups"]
-    groups["image_branch"].update(lr="${oc.env:X}", betas=["${oc.env:X}", 0.9], weight_decay="${oc.env:NOWHERE,0}")
-    groups["fusion_head"].update(lr="${optimizer.groups.image_branch.lr}", weight_decay="${run.seed}")
-    tree["learning_rates"]["reductions"][1]["monitor"] = "val/${oc.env:NAME,loss}"
-    saved = parse_config(tree)[1]
-    image = "optimizer.groups.image_branch"
-    first = {
-        f"{image}.lr": ("${oc.env:X}", "0.5"),
-        f"{image}.weight_decay": ("${oc.env:NOWHERE,0}", "0"),
-        f"{image}.betas[0]": ("${oc.env:X}", "0.5"),
-        "optimizer.groups.fusion_head.lr": ("${optimizer.groups.image_branch.lr}", "0.5"),
-    }
-    rule = {"learning_rates.reductions[1].monitor": ("val/${oc.env:NAME,loss}", "val/loss")}
-    assert environment_values(saved) == {**first, **rule}
-    monkeypatch.delenv("X")
-    assert environment_values(saved)[f"{image}.lr"] == ("${oc.env:X}", None)
 
 
 def test_differences_name_the_leaves_that_changed():

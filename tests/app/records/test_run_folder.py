@@ -56,7 +56,7 @@ def test_the_run_to_continue_is_known_by_its_name_in_the_config_and_by_the_time_
     saved_run(tmp_path / "smoke-2", "smoke", 4)
     saved_run(tmp_path / "smoke-7", "smoke-7", 9)  # so its user called it
     saved_run(tmp_path / "smoke-3", None, 9)  # of another program
-    saved_run(tmp_path / "smoke-4", "${oc.env:NAME}", 9)  # what it read when the run began is not known
+    saved_run(tmp_path / "smoke-4", "${oc.env:NAME}", 9)  # nor is it of this one
     (tmp_path / "smoke-5").mkdir()
     save_config({"run": {"name": "smoke"}}, tmp_path / "smoke-5" / "config.yaml")  # stopped before its first checkpoint
     os.utime(last, (0, 0))  # as a copy may have

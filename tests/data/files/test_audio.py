@@ -341,7 +341,7 @@ def test_damage_ends_in_badfile_or_features_and_prints_nothing(suffix, content, 
 def test_each_bad_value_of_the_config_is_told_with_its_key(values, line):
     with warnings.catch_warnings(record=True) as shown, pytest.raises(Findings) as caught:
         warnings.simplefilter("always")
-        check_section(AudioConfig, values, values, "audio", {})
+        check_section(AudioConfig, values, "audio")
     assert str(caught.value) == line and shown == []
 
 

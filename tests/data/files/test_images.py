@@ -509,5 +509,5 @@ def test_every_8_bit_value_becomes_its_fraction_of_255():
 )
 def test_each_bad_value_of_the_config_is_told_with_its_key(values, line):
     with pytest.raises(Findings) as caught:
-        check_section(ImageConfig, values, values, "image", {})
+        check_section(ImageConfig, values, "image")
     assert str(caught.value) == line

@@ -291,5 +291,5 @@ def test_damage_ends_in_badfile_or_an_array_and_prints_nothing(suffix, read, cap
 )
 def test_each_bad_value_of_the_config_is_told_with_its_key(values, line):
     with pytest.raises(Findings) as caught:
-        check_section(SequenceConfig, values, values, "sequence", {})
+        check_section(SequenceConfig, values, "sequence")
     assert str(caught.value) == line
