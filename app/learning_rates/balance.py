@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from app.messages import Findings
 from app.param_groups.groups import GroupConfig, patterns_of
 from app.section import Section
 from app.training.objective import BRANCHES
@@ -51,7 +50,7 @@ class Miles:
         groups: the config's groups; which of them belong to a branch is decided from their patterns alone.
         monitors: the metrics that a validation will report.
 
-    Raises Findings where these do not hold what it compares, or where a branch has no group of its own.
+    Raises ValueError where these do not hold what it compares, or where a branch has no group of its own.
     """
 
     Config = MilesConfig
@@ -61,9 +60,17 @@ class Miles:
         self.config = config
         self.branches = groups_of_branches(groups)
         if missing := [monitor for monitor in self.MONITORS if monitor not in monitors]:
-            raise Findings([needs_both_branches(config.rule, missing)])
-        if lines := branches_without_groups(config.rule, groups):
-            raise Findings(lines)
+            raise ValueError(
+                f"{KEY}: {config.rule} compares the accuracies of both branches, and there is no "
+                f"{' and no '.join(missing)}; give the model both branches, or set {KEY}=null"
+            )
+        for branch, names in self.branches.items():
+            if not names:
+                raise ValueError(
+                    f"{KEY}: {config.rule} changes the lr of a branch by its groups, but {branch} has none of its own; "
+                    f"give it a group all of whose `params` begin with '{branch}.' (found {', '.join(groups)}), or set "
+                    f"{KEY}=null"
+                )
         self.slowed: str | None = None  # the branch
 
     @property
@@ -146,20 +153,3 @@ def groups_of_branches(groups: dict[str, GroupConfig]) -> dict[str, list[str]]:
         branch: [n for n, globs in patterns.items() if globs and all(g.startswith(f"{branch}.") for g in globs)]
         for branch in BRANCHES
     }
-
-
-def branches_without_groups(rule: str, groups: dict[str, GroupConfig]) -> list[str]:
-    """A line for each branch whose lr cannot be changed without that of something else."""
-    return [
-        f"{KEY}: {rule} changes the lr of a branch by its groups, but {branch} has none of its own; give it a group "
-        f"all of whose `params` begin with '{branch}.' (found {', '.join(groups)}), or set {KEY}=null"
-        for branch, names in groups_of_branches(groups).items()
-        if not names
-    ]
-
-
-def needs_both_branches(rule: str, missing: list[str]) -> str:
-    return (
-        f"{KEY}: {rule} compares the accuracies of both branches, and there is no {' and no '.join(missing)}; give the "
-        f"model both branches, or set {KEY}=null"
-    )

@@ -159,10 +159,9 @@ def hyperparameters(groups: list[Group]) -> dict[str, dict[str, float]]:
         lr = max(entry["lr"] for entry in group.param_groups)
         frozen = not any(parameter.requires_grad for parameter in group.parameters.values())
         readings[group.name] = {"lr": lr, "effective_lr": 0.0 if frozen else lr}
-        entry = group.param_groups[0]
-        if "weight_decay" in entry:
-            readings[group.name]["weight_decay"] = max(entry["weight_decay"] for entry in group.param_groups)
-        readings[group.name] |= {f"beta{i}": beta for i, beta in enumerate(entry.get("betas", ()), start=1)}
+        readings[group.name]["weight_decay"] = max(entry["weight_decay"] for entry in group.param_groups)
+        betas = group.param_groups[0].get("betas", ())
+        readings[group.name] |= {f"beta{i}": beta for i, beta in enumerate(betas, start=1)}
     return readings
 
 
@@ -200,7 +199,7 @@ def group_rows(groups: list[Group]) -> list[dict[str, str]]:
             "values": f"{group.num_values:,}",
             "frozen": frozen_in_words(group.config.freeze_until, group.config.freeze_from),
             "lr": _range([e["lr"] for e in group.param_groups]),
-            "weight decay": _range([e["weight_decay"] for e in group.param_groups if "weight_decay" in e], last=True),
+            "weight decay": f"{max(e['weight_decay'] for e in group.param_groups):g}",
             "no decay": f"{undecayed} tensors" if undecayed else "-",
             "betas": ", ".join(f"{beta:g}" for beta in entry["betas"]) if "betas" in entry else "-",
             "eps": _eps(entry.get("eps", "-")),
@@ -216,37 +215,28 @@ def parameter_table(groups: list[Group]) -> str:
     for group in groups:
         for name, parameter in group.parameters.items():
             entry = next(e for e in group.param_groups if any(p is parameter for p in e["params"]))
-            decay = f"{entry['weight_decay']:g}" if "weight_decay" in entry else "-"
             shape = " x ".join(map(str, parameter.shape)) or "scalar"
-            rows.append((name, group.name, shape, f"{entry['lr']:.4g}", decay))
+            rows.append((name, group.name, shape, f"{entry['lr']:.4g}", f"{entry['weight_decay']:g}"))
     return format_table(rows, left=(0, 1))
 
 
 def _nothing_matches(model: nn.Module, group_name: str, group: GroupConfig, pattern: str) -> str:
     key = f"optimizer.groups.{group_name}"
     names = [name for name, _ in model.named_parameters()]
-    frozen = [name for name in names if fnmatchcase(name, pattern)]
-    if frozen:
-        return (
-            f"{key}: everything that '{pattern}' matches is frozen already: {_listed(frozen, 'parameters')}; "
-            "let them require gradients, or drop the group"
-        )
     if group.params is not None:
         near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.3)
         hint = f"; the nearest parameter is {near[0]}" if near else ""
         return f"{key}.params: '{pattern}' matches no trainable parameter (patterns match whole names){hint}"
-    modules = ", ".join(name for name, _ in model.named_children())
+    modules = ", ".join(name for name, module in model.named_children() if [*module.parameters()])
     return (
         f"{key}: the model has no trainable parameter below a module '{group_name}'; "
-        f"name the group after one of {modules}, or give it `params` patterns"
+        f"name the group after one of {modules}, give it `params` patterns, or take it out"
     )
 
 
-def _range(values: list[float], last: bool = False) -> str:
-    if not values:
-        return "-"
+def _range(values: list[float]) -> str:
     low, high = min(values), max(values)
-    return f"{high:g}" if last or low == high else f"{low:.2g} to {high:g}"
+    return f"{high:g}" if low == high else f"{low:.2g} to {high:g}"
 
 
 def _eps(eps: Any) -> str:

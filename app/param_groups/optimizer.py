@@ -16,8 +16,9 @@ from app.section import Section
 # How a step is carried out, not what it does: chosen here, not in a config.
 _IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}
 _OWN_KEYS = ("lr", "weight_decay", "betas", "eps")
-# LBFGS needs a closure and takes no groups; SparseAdam takes sparse gradients only.
-_UNSUITABLE = {"Optimizer", "LBFGS", "SparseAdam"}
+# LBFGS needs a closure and takes no groups; SparseAdam takes sparse gradients only; Rprop, for whole data sets a step,
+# reads lr at its first step alone.
+_UNSUITABLE = {"Optimizer", "LBFGS", "SparseAdam", "Rprop"}
 
 
 class OptimizerConfig(Section):
@@ -31,7 +32,7 @@ class OptimizerConfig(Section):
 
 
 def known_optimizers() -> dict[str, type[torch.optim.Optimizer]]:
-    """The classes of torch.optim that take param groups and need no closure."""
+    """The classes of torch.optim that take param groups, need no closure and follow a changed lr."""
     classes = {name: getattr(torch.optim, name) for name in dir(torch.optim) if name not in _UNSUITABLE}
     return {n: c for n, c in classes.items() if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)}
 
@@ -83,8 +84,6 @@ def _values_for(optimizer_class: type, group: GroupConfig, key: str) -> dict[str
                 f"{key}.options.{name}: {optimizer_class.__name__} has no such argument; {nearest(name, further)}"
             )
         values[name] = tuple(value) if isinstance(value, list) else value
-    if group.no_decay and "weight_decay" not in known:
-        raise ValueError(f"{key}.no_decay: {optimizer_class.__name__} has no weight decay; leave no_decay out")
     try:
         # torch checks ranges of its constructor's arguments, not those of groups: so each group is one, once.
         optimizer_class([nn.Parameter(torch.zeros(1, 1))], **values)

@@ -91,14 +91,6 @@ def test_frozen_parameters_are_left_out(small_model, optimizer_config):
     assert "image_branch.0.weight" not in groups[0].parameters
 
 
-def test_a_group_that_is_frozen_in_the_model_already_is_an_error_with_its_parameters(small_model, optimizer_config):
-    small_model.temporal_branch.requires_grad_(False)
-    with pytest.raises(
-        ValueError, match=r"temporal_branch: everything that 'temporal_branch.\*' matches is frozen .*lstm"
-    ):
-        build_optimizer(small_model, optimizer_config)
-
-
 def test_the_list_of_parameters_gives_each_its_group_and_values(small_model, optimizer_config):
     _, groups = build_optimizer(small_model, optimizer_config)
     lines = parameter_table(groups).splitlines()[2:]

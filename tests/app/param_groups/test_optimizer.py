@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from app.commands.root_config import IGNORE_LR, parse_config
+from app.commands.root_config import parse_config
 from app.param_groups.groups import GroupConfig, describe_groups, group_table, hyperparameters
 from app.param_groups.optimizer import OptimizerConfig, build_optimizer, known_optimizers
 from models.image_branch import build_network, remove_classification_layer
@@ -17,7 +17,7 @@ def build(model, name="AdamW", **group):
 
 
 @pytest.mark.parametrize("name", sorted(known_optimizers()))
-def test_exactly_the_named_optimizers_ignore_a_changed_lr(name):
+def test_every_optimizer_follows_a_changed_lr(name):
     """Measured: the same gradients, with the lr divided by a million after ten steps."""
 
     def moved(factor: float) -> float:
@@ -31,7 +31,7 @@ def test_exactly_the_named_optimizers_ignore_a_changed_lr(name):
             optimizer.step()
         return (parameter.detach() - before).norm().item()
 
-    assert (moved(1e-6) > 0.5 * moved(1.0)) == (name in IGNORE_LR)
+    assert moved(1e-6) < 0.5 * moved(1.0)
 
 
 def test_adafactor_takes_its_two_eps(small_model, tree):
@@ -92,9 +92,8 @@ def test_every_optimizer_of_torch_that_takes_groups_and_no_closure_trains(small_
         "Adadelta",
         "Adamax",
         "ASGD",
-        "Rprop",
     }
-    assert not names & {"LBFGS", "SparseAdam", "Optimizer"}
+    assert not names & {"LBFGS", "SparseAdam", "Rprop", "Optimizer"}
     for name in sorted(names - {"Muon"}):  # takes matrices only
         model = copy.deepcopy(small_model)
         optimizer, _ = build(model, name, lr=0.01)
@@ -120,14 +119,13 @@ def test_an_optimizer_that_refuses_a_groups_tensors_says_so_in_one_line(small_mo
         ("Adamw", {}, "optimizer.name: unknown optimizer 'Adamw'; did you mean 'AdamW'? known here: "),
         ("LBFGS", {}, "unknown optimizer 'LBFGS'"),
         ("SGD", {"betas": [0.9, 0.99]}, "optimizer.groups.all.betas: SGD has no betas; it has lr, momentum, dampening"),
-        ("Rprop", {"weight_decay": 0.1}, "optimizer.groups.all.weight_decay: Rprop has no weight_decay"),
         ("SGD", {"options": {"momentun": 0.9}}, "options.momentun: SGD has no such argument; did you mean 'momentum'?"),
         ("SGD", {"options": {"fused": True}}, "options.fused: SGD has no such argument"),
         ("SGD", {"options": {"lr": 0.9}}, "options.lr: belongs one level up, as optimizer.groups.all.lr"),
         ("SGD", {"options": {"momentum": -1.0}}, "optimizer.groups.all: SGD refuses it: Invalid momentum value: -1.0"),
         ("SGD", {"options": {"nesterov": True}}, "optimizer.groups.all: SGD refuses it: Nesterov momentum requires"),
         ("SGD", {"options": {"momentum": "high"}}, "optimizer.groups.all: SGD refuses it: "),
-        ("Rprop", {"no_decay": True}, "optimizer.groups.all.no_decay: Rprop has no weight decay"),
+        ("Rprop", {}, "unknown optimizer 'Rprop'"),  # it does not follow a changed lr
         (
             "AdamW",
             {"layer_decay": 0.5},

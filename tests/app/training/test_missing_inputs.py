@@ -47,8 +47,7 @@ def changed(before, after):
 @pytest.mark.parametrize("name", sorted(set(known_optimizers()) - {"Muon"}))  # Muon takes matrices only
 def test_an_absent_vector_moves_in_steps_only_that_need_it(small_model, small_batch, learning_rates_of, name):
     """Neither weight decay nor a moment moves it in others, and until the first it is 0, and so are its moments."""
-    decay = {} if name == "Rprop" else {"weight_decay": 0.1}
-    config = one_group(name, lr=0.01, clip_norm=1.0, **decay, **WITH_MEMORY.get(name, {}))
+    config = one_group(name, lr=0.01, clip_norm=1.0, weight_decay=0.1, **WITH_MEMORY.get(name, {}))
     step = train_step_of(small_model, config, learning_rates_of, steps_per_epoch=9)
     step.start_epoch(0)
     absent = small_model.fusion_head.absent
