@@ -52,7 +52,8 @@ def read_cells(path: Path) -> Cells:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        place = f"byte 0x{content[error.start]:02x} in line {content.count(bytes([10]), 0, error.start) + 1}"
+        line = content.count(b"\n", 0, error.start) + 1
+        place = f"byte 0x{content[error.start]:02x} in line {line}"
         refuse(path, [of_table(f"is not UTF-8 ({place}); {_SAVE_AS_UTF_8}")])
     if "\0" in text:
         refuse(path, [of_table(f"holds NUL, as UTF-16 does, or a damaged file; {_SAVE_AS_UTF_8}")])
@@ -123,11 +124,11 @@ def read_folder(folder: Path, root: Path, modalities: Sequence[str]) -> Cells:
     classes, files, findings = set(), {}, []
     for top, folders, names in os.walk(folder, onerror=_raise):
         below = Path(top).relative_to(folder)
-        folders[:] = [name for name in folders if not _is_hidden(name)]
-        links = [name for name in folders if os.path.islink(os.path.join(top, name))]  # os.walk does not follow them
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))  # that os.walk goes on with
+        links = [name for name in folders if os.path.islink(os.path.join(top, name))]  # not followed
         findings += [of_file(below / name, "is a link to a folder; move the folder itself here") for name in links]
         if not below.parts:
-            wrong = sorted(name for name in folders if name.casefold() not in SPLIT_OF_WORD)
+            wrong = [name for name in folders if name.casefold() not in SPLIT_OF_WORD]
             problem = f"is not called like a split; {_LAYOUT}, splits are {', '.join(SPLIT_OF_WORD)}"
             refuse(folder, [of_file(name, problem) for name in wrong])
         if len(below.parts) == 2:

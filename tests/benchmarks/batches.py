@@ -8,8 +8,7 @@ gathering from them, and the whole sample, resized, normalised and with deltas; 
 rounds. Then, with all cores, which share of an epoch of the default training waits for its batches.
 
 Second: a table of PNG of 64 x 64 pixels and .npy of 200 x 40 values, no two alike, trained on from a fresh cache in a
-folder. Which share of each epoch waits for batches, and what is in memory (Linux only): RssAnon is the process's own,
-RssFile what it has of files, the cache among them, and can be taken back at any time.
+folder. Which share of each epoch waits for batches, and how much memory is the process's own (RssAnon, Linux only).
 """
 
 import csv
@@ -114,12 +113,12 @@ def from_files(rows: int, epochs: int = 3) -> None:
         start = time.perf_counter()
         run = build_run(*load_config("configs/manifest.yaml", [*overrides, "data.sequence.deltas=false"]))
         print(f"check and cache: {time.perf_counter() - start:.1f} s; {run.parts.source.notes[-1]}")
-        lines = [("epoch", "waits for batches", "RssAnon (MiB)", "RssFile (MiB)")]
+        lines = [("epoch", "waits for batches", "RssAnon (MiB)")]
         for epoch in range(epochs):
             share = share_of_waiting(run, epoch)
             status = in_kib(Path("/proc/self/status"))
-            memory = [f"{status[name] / 1024:.0f}" if name in status else "" for name in ("RssAnon", "RssFile")]
-            lines.append((f"{epoch + 1}", f"{share:.1%}", *memory))
+            memory = f"{status['RssAnon'] / 1024:.0f}" if "RssAnon" in status else ""
+            lines.append((f"{epoch + 1}", f"{share:.1%}", memory))
         print(format_table(lines))
 
 
