@@ -1,7 +1,5 @@
 """What keeps a branch that learns fast from starving the other: the section `balance` of the config."""
 
-from typing import ClassVar
-
 import torch
 from pydantic import Field, model_validator
 from torch import nn
@@ -46,10 +44,6 @@ class ModalityDropoutConfig(Section):
 
 
 class BalanceConfig(Section):
-    removed_keys: ClassVar[dict[str, str]] = {
-        "watch": "has gone: a run notes a branch that is far below the fusion; remove it"
-    }
-
     gradients: GradientsConfig = Field(
         GradientsConfig(), description="by branch: how much of the fusion's and of its own head's gradient reaches it"
     )

@@ -4,8 +4,6 @@ Read around one optimizer step without touching it. Everything stays on the devi
 reads all groups back together; steps that log nothing call nothing here.
 """
 
-from typing import ClassVar
-
 import torch
 from pydantic import Field
 
@@ -30,11 +28,6 @@ _SECOND_MOMENT_KEYS = ("exp_avg_sq", "square_avg")
 
 
 class StatisticsConfig(Section):
-    removed_keys: ClassVar[dict[str, str]] = {
-        "histograms_every": "there are no histograms; remove the key (metrics.jsonl has the norms of each group)",
-        "projector": "there is no projector; remove the key",
-    }
-
     every: int = Field(ge=1, description="optimizer steps between two readings of norms, ratios and training loss")
     starving_update_ratio: float = Field(
         1e-6, ge=0, description="warns of a group that moves by less of its norm a step ..."
