@@ -104,6 +104,8 @@ def test_data_columns_win_over_names(written):
     assert table.columns == {"image": "image_path", "sequence": "wav", "label": "kind", "group": "label"}
     assert table.extra_columns == ("image",)
     assert table.rows[0] == Row(2, "b.png", "a.wav", "cat", None, "1", None, ("a.png",))
+    table = read_table(written("image,wav,class,label\na.png,a.wav,x,cat\n"), columns={"group": "Class"})
+    assert table.columns == {"image": "image", "sequence": "wav", "label": "label", "group": "class"}
 
 
 @pytest.mark.parametrize(
