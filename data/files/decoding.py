@@ -10,11 +10,15 @@ from pathlib import Path
 
 from data.files.paths import BadFile
 
-MAX_BYTES = 2**31  # of a file, and of an array or a recording in it
+MAX_BYTES = 2**31  # of a file, and of an array in it
+_NO_DATA = {
+    b"version https://git-lfs": "is a Git LFS pointer; run: git lfs pull",
+    b"<": "is HTML, SVG or XML; download the file itself, or convert it",
+}
 
 
 def read_bytes(path: Path) -> bytes:
-    """Raises BadFile for an empty file, one above MAX_BYTES, and one that the system cannot read."""
+    """Raises BadFile for an empty file, one above MAX_BYTES, one that the system cannot read, and a failed download."""
     try:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size > MAX_BYTES:
@@ -24,6 +28,9 @@ def read_bytes(path: Path) -> bytes:
         raise BadFile(f"cannot be read: {error.strerror}") from error
     if not content:
         raise BadFile("is empty (0 bytes); place the whole file there")
+    for start, problem in _NO_DATA.items():
+        if content.startswith(start):
+            raise BadFile(problem)
     return content
 
 
@@ -50,7 +57,8 @@ def decoding(kind: str) -> Iterator[None]:
     except (BadFile, ImportError):
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        text = getattr(error, "error_string", str(error))  # of libsndfile's, which names a stream otherwise
+        reason = " ".join(text.split())[:200] or type(error).__name__
         raise BadFile(f"is corrupt, cut off, or not {kind} after all ({reason}); place the whole file there") from error
 
 
