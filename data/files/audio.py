@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     import torch
 
 _FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")  # libsndfile's names
-# Of others, such as MP3 and GSM 6.10 in a WAV, libsndfile reads too few samples or too many.
-_WAV_SUBTYPES = ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM")
+# Others come in blocks: libsndfile reads too many samples (GSM 6.10, ADPCM: it fills the last one) or too few (MP3).
+_WAV_SUBTYPES = ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW")
+_MP3_SLACK = 2 * 1152  # samples: where an MP3 has no count of its frames, libsndfile's length is a guess
 _TAGS = (b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"ID3", b"3DI")  # what may follow the last MP3 frame
 _LENGTH_UNKNOWN = 0x7FFF0000  # bytes; what a program writes into a WAV's header that cannot go back to it: this or more
 _LONGEST_LOG = 2047  # characters of libsndfile's log; what is beyond them is lost
@@ -132,11 +133,16 @@ def _decode(content: bytes) -> tuple[np.ndarray, int]:
             )
         samples = file.read(dtype="float32", always_2d=True)
         _raise_for_log(file.extra_info)
-        unread = content[stream.tell() :] if file.format == "MP3" else b""
-        if len(samples) < file.frames or unread and not unread.startswith(_TAGS):
+        is_mp3 = file.format == "MP3"
+        is_guess = is_mp3 and not any(name in content[:200] for name in (b"Xing", b"Info", b"VBRI"))
+        if len(samples) < file.frames - _MP3_SLACK * is_guess:
+            found = f"{len(samples)} of {file.frames} samples a channel"
+            raise BadFile(f"can be read in part only, {found}; place the whole file there")
+        unread = content[stream.tell() :]
+        if is_mp3 and unread and not unread.startswith(_TAGS):
             raise BadFile(
-                f"can be read in part only, {len(samples)} of {file.frames} samples a channel; place the whole file "
-                "there or, if an MP3 does not say how long it is, run: ffmpeg -i old.mp3 -c copy new.mp3"
+                f"can be read in part only, {len(unread)} bytes are left; if the MP3 does not say how long it is, run: "
+                "ffmpeg -i old.mp3 -c copy new.mp3"
             )
         return samples.mean(axis=1), file.samplerate
 

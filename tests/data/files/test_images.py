@@ -512,7 +512,7 @@ def test_every_8_bit_value_becomes_its_fraction_of_255():
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        ({"value_range": [1.0]}, "image.value_range: found [1.0], expected two numbers, or null"),
+        ({"value_range": [1.0]}, "image.value_range: found [1.0], expected a list of 2, each a number, or null"),
         ({"value_range": [2.0, 2.0]}, "image.value_range: found [2.0, 2.0], black must be less than white"),
         ({"max_pixels": 0}, "image.max_pixels: found 0, must be >= 1"),
     ],
