@@ -21,7 +21,7 @@ _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _SUFFIXES = (*AUDIO, ".npy", ".npz", *_SEPARATORS)
 _GAPS = ("", "na", "nan", "null", "none")
 _TIMES = ("time", "timestamp")
-_ARRAY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_FORM = "commas, or in a .tsv tabs, between cells; decimals with a point"
 
 
 class SequenceConfig(Section):
@@ -49,7 +49,7 @@ class Sequence(NamedTuple):
 
 
 def read_sequence(path: Path, config: SequenceConfig, audio: AudioConfig) -> Sequence:
-    """By suffix, whatever its case: .wav .flac .ogg .mp3 (see data/manifest/audio.py), .npy and .npz (T, F) or (T,) of
+    """By suffix, whatever its case: .wav .flac .ogg .mp3 (see data/files/audio.py), .npy and .npz (T, F) or (T,) of
     any real type, .csv and .tsv (UTF-8; rows are frames; columns `time` and `timestamp` are left out).
 
     Raises BadFile for what cannot be read, is damaged, has fewer than two frames or no features, or is not finite.
@@ -61,7 +61,7 @@ def read_sequence(path: Path, config: SequenceConfig, audio: AudioConfig) -> Seq
     if suffix not in _SUFFIXES:
         raise BadFile(f"has the suffix {suffix!r}, of no kind of sequence; allowed: {' '.join(_SUFFIXES)}")
     content = read_bytes(path)
-    with decoding(f"a file of the kind {suffix}"):
+    with decoding(f"a {suffix} of numbers"):
         if suffix in _SEPARATORS:
             values, columns = _parse_table(content, _SEPARATORS[suffix])
             return Sequence(_checked(values, config.fill, columns), columns)
@@ -84,20 +84,12 @@ def _only_member(content: bytes) -> bytes:
 
 def _parse_npy(content: bytes) -> np.ndarray:
     file = io.BytesIO(content)
-    version = np.lib.format.read_magic(file)
-    if version not in _ARRAY_HEADERS:
-        raise BadFile(f"is an array file of version {version}, for structured types; save plain numbers")
-    shape, fortran_order, dtype = _ARRAY_HEADERS[version](file)
-    if dtype.hasobject:
-        raise BadFile("holds pickled Python objects, which are never loaded, for they can run code; save plain numbers")
-    if dtype.kind not in "biuf":
-        raise BadFile(f"holds values of the type {dtype}; save real numbers")
-    size, there = math.prod(shape) * dtype.itemsize, len(content) - file.tell()
-    if size != there or min(shape, default=0) < 0:
-        kind = "is cut off" if size > there else "holds more than one array, or is corrupt"
-        raise BadFile(f"{kind}: shape {shape} takes {size} bytes, {there} are there; place the whole file there")
-    flat = np.frombuffer(content, dtype, math.prod(shape), file.tell()) if size else np.empty(0, dtype)
-    return flat.reshape(shape, order="F" if fortran_order else "C")
+    array = np.lib.format.read_array(file, allow_pickle=False)
+    if array.dtype.kind not in "biuf":
+        raise BadFile(f"holds values of the type {array.dtype}; save real numbers")
+    if file.read(1):
+        raise BadFile(f"holds more than one array, or is corrupt, after shape {array.shape}; save one array a file")
+    return array
 
 
 def _in_rows(array: np.ndarray, layout: str) -> np.ndarray:
@@ -116,71 +108,56 @@ def _in_rows(array: np.ndarray, layout: str) -> np.ndarray:
 def _parse_table(content: bytes, separator: str) -> tuple[np.ndarray, tuple[str, ...] | None]:
     """(T, F) float64, gaps NaN; the names of the columns, where there is a header."""
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise BadFile(f"is not UTF-8 (byte {error.start}); save it as UTF-8") from error
-    _check_separator(text.partition("\n")[0], separator)
-    rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
-    while rows and not rows[-1]:
-        rows.pop()
-
-    def line(row: int) -> str:  # a cell in quotes may hold line breaks
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-        return f"line {[reader.line_num for _ in zip(range(row + 1), reader, strict=False)][-1]}"
-
-    names = _header(rows, line(0)) if rows else None
-    first = 0 if names is None else 1
-    if len(rows) == first:
-        raise BadFile("has a header and no frames" if first else "has no frames; write one a row")
-    for number, row in enumerate(rows):
-        if len(row) != len(rows[0]):
-            remedy = "separate the cells by ','" if ";" in "".join(rows[0] + row) else "make all rows equal"
-            raise BadFile(f"has {len(row)} cells in {line(number)}, {len(rows[0])} in its first; {remedy}")
-    kept = [i for i in range(len(rows[0])) if names is None or names[i].casefold() not in _TIMES]
-    values = np.empty((len(rows) - first, len(kept)))
-    for number, row in enumerate(rows[first:]):
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    rows = [(f"line {reader.line_num}", row) for row in reader]
+    if not rows:
+        raise BadFile("has no frames; write one a row")
+    names = _header([row for _, row in rows])
+    if names:
+        rows = rows[1:]
+    if not rows:
+        raise BadFile("has a header and no frames")
+    width = len(names or rows[0][1])
+    kept = [i for i in range(width) if names is None or names[i].casefold() not in _TIMES]
+    values = np.empty((len(rows), len(kept)))
+    for frame, (line, row) in enumerate(rows):
+        if len(row) != width:
+            raise BadFile(f"has {len(row)} cells in {line}, {width} in its first; make all rows equal ({_FORM})")
         for column, i in enumerate(kept):
             value = _number(row[i])
             if value is None:
-                where = f"{line(number + first)}, column {names[i] if names else i + 1!r}"
-                raise BadFile(f"has {row[i][:40]!r} in {where}: {_why_no_number(row[i])}")
-            values[number, column] = value
+                where = f"{line}, column {names[i] if names else i + 1!r}"
+                raise BadFile(f"has {row[i][:40]!r} in {where}: no number; correct it ({_FORM})")
+            values[frame, column] = value
     return values, None if names is None else tuple(names[i] for i in kept)
 
 
-def _header(rows: list[list[str]], line: str) -> tuple[str, ...] | None:
+def _header(rows: list[list[str]]) -> tuple[str, ...] | None:
     """The first row, where it has names alone; None where it has numbers and gaps alone.
 
-    Raises BadFile for a mixture, for a column without a name, and for the header of numbers that pandas writes for
-    columns without names.
-
-    Args:
-        line: where that row is.
+    Raises BadFile for a mixture, for a column without a name, and for the numbers that pandas writes over columns
+    without names.
     """
     cells = [cell.strip() for cell in rows[0]]
     numbers = [_number(cell) for cell in cells]
-    if None not in numbers:
+    if None in numbers:
+        is_wrong = any(number is not None and not math.isnan(number) for number in numbers)
+        is_wrong = is_wrong or any(not name or name.startswith("Unnamed: ") for name in cells)
+    elif len(cells) > 1:
         counted = [str(i) for i in range(len(cells))]
-        floats = len(rows) > 1 and not any(re.fullmatch(r"\s*[+-]?\d+\s*", row[0]) for row in rows[1:] if row)
-        if cells == counted and (len(cells) > 1 or floats) or len(cells) > 1 and cells == ["", *counted[:-1]]:
-            raise BadFile(
-                f"has {','.join(rows[0])[:40]!r} in {line}, a header of numbers as pandas writes it; save it with "
-                "header=False and index=False, or write names there"
-            )
-        return None
-    if not all(number is None or math.isnan(number) for number in numbers):
-        column = numbers.index(None)
+        is_wrong = cells in (counted, ["", *counted[:-1]])
+    else:
+        below = [row[0] for row in rows[1:] if row]
+        is_wrong = cells == ["0"] and bool(below) and not any(re.fullmatch(r"\s*[+-]?\d+\s*", cell) for cell in below)
+    if is_wrong:
         raise BadFile(
-            f"has {rows[0][column][:40]!r} in {line}, column {column + 1}: {_why_no_number(rows[0][column])}; "
-            "if the row is a header, none of its names may be a number"
+            f"has {','.join(rows[0])[:40]!r} in line 1, which is neither a row of numbers nor a name that is no number "
+            f"for each column; correct it (from pandas: save with index=False, and with names or header=False)"
         )
-    for column, name in enumerate(cells, start=1):
-        if not name or name.startswith("Unnamed: "):
-            raise BadFile(
-                f"has {name!r} in {line}, column {column}, where the header has names; name the column, or take it out "
-                "(is it the index of pandas? Save with index=False)"
-            )
-    return tuple(cells)
+    return tuple(cells) if None in numbers else None
 
 
 def _number(cell: str) -> float | None:
@@ -189,22 +166,6 @@ def _number(cell: str) -> float | None:
         return float(cell) if "_" not in cell else None
     except ValueError:
         return math.nan if cell.strip().casefold() in _GAPS else None
-
-
-def _check_separator(first_line: str, separator: str) -> None:
-    found = [sign for sign in (";", "\t", ",") if sign in first_line]
-    if found and separator not in found:
-        names = {";": "';'", "\t": "tabs", ",": "commas"}
-        remedy = f"save it with {names[separator]}" + (", or as .tsv" if found[0] == "\t" else "")
-        raise BadFile(f"has its cells separated by {names[found[0]]}; {remedy}")
-
-
-def _why_no_number(cell: str) -> str:
-    if ";" in cell:
-        return "separate the cells by ',' and write decimals with a point"
-    if re.fullmatch(r"\s*[+-]?\d+,\d*\s*", cell):
-        return "write decimals with a point"
-    return "no number; correct it"
 
 
 def _checked(values: np.ndarray, fill: str, columns: tuple[str, ...] | None = None) -> np.ndarray:

@@ -97,10 +97,10 @@ def test_arrays_of_one_dimension_and_in_fortran_order(read):
     ("content", "words"),
     [
         (b"", "is empty (0 bytes)"),
-        (b"no array at all", "is corrupt, cut off, or not a file of the kind .npy"),
-        (npy(FRAMES)[:-1], "is cut off: shape (3, 2) takes 48 bytes, 47 are there"),
-        (2 * npy(FRAMES), "holds more than one array, or is corrupt: shape (3, 2) takes 48 bytes, 224 are there"),
-        (npy(np.array([{}, []], object), allow_pickle=True), "holds pickled Python objects, which are never loaded"),
+        (b"no array at all", "not a .npy of numbers after all (the magic string is not correct"),
+        (npy(FRAMES)[:-1], "not a .npy of numbers after all (EOF: reading array data, expected 48 bytes got 47"),
+        (2 * npy(FRAMES), "holds more than one array, or is corrupt, after shape (3, 2); save one array a file"),
+        (npy(np.array([{}, []], object), allow_pickle=True), "not a .npy of numbers after all (Object arrays"),
         (npy(FRAMES.astype(complex)), "holds values of the type complex128; save real numbers"),
         (npy(np.array(["1", "2"])), "holds values of the type <U1"),
         (npy(np.array(["2020-01-01", "2020-01-02"], "M8[D]")), "holds values of the type datetime64[D]"),
@@ -114,19 +114,19 @@ def test_arrays_of_one_dimension_and_in_fortran_order(read):
         (npy([1.0, -np.inf]), "has -inf at frame 2 of 2, feature 1 of 1, which is not finite"),
         (npy([[0.0, 1], [3, -1e39]]), "has -1e+39 at frame 2 of 2, feature 2 of 2, which is too large for float32"),
         (npy([1.0, np.nan, np.nan]), "has 2 gaps (NaN or empty cells), the first at frame 2 of 3, feature 1 of 1;"),
-        (npy_of_shape("(10**15,)"), "is corrupt, cut off, or not"),
-        (npy_of_shape("(1000000000000000, 2)"), "is cut off: shape (1000000000000000, 2) takes 8000000000000000 bytes"),
-        (npy_of_shape("(-3, -2)"), "holds more than one array, or is corrupt: shape (-3, -2)"),
-        (npy(FRAMES).replace(b"\1\0", b"\3\0", 1), "is an array file of version (3, 0), for structured types"),
-        (npy_of_shape("(3, 2)", descr="'(2,)<f4'"), "holds values of the type ('<f4', (2,))"),
-        (npy_of_shape("(3, __import__('os'))"), "is corrupt, cut off, or not"),
-        (npy_of_shape("(" * 9000), "is corrupt, cut off, or not"),
+        (npy_of_shape("(10**15,)"), "not a .npy of numbers after all"),
+        (npy_of_shape("(1000000000000000, 2)"), "is corrupt, cut off, or not a .npy of numbers after all"),
+        (npy_of_shape("(-3, -2)"), "not a .npy of numbers after all"),
+        (npy_of_shape("(-3, 2)"), "not a .npy of numbers after all"),
+        (npy_of_shape("(3, 2)", descr="'(2,)<f4'"), "not a .npy of numbers after all"),
+        (npy_of_shape("(3, __import__('os'))"), "not a .npy of numbers after all"),
+        (npy_of_shape("(" * 9000), "is corrupt, cut off, or not a .npy of numbers after all"),
     ],
     ids=short,
 )  # fmt: skip
 def test_each_bad_array_has_words_of_its_own(content, words, complaint):
     assert words in complaint(content, ".npy")
-    if content and words != "is cut off: shape (3, 2) takes 48 bytes, 47 are there":
+    if content:
         archive = io.BytesIO()
         with zipfile.ZipFile(archive, "w") as file:
             file.writestr("arr_0.npy", content)
@@ -142,12 +142,14 @@ def test_archives_hold_one_array_of_a_limited_size(complaint, read, monkeypatch)
 
 
 def test_an_archive_that_lies_about_its_size_is_not_unpacked(complaint):
-    array = np.zeros(2**24, np.uint8)
-    bomb, size = npz(array, save=np.savez_compressed), struct.pack("<I", 2**24 + 128)
+    archive, content = io.BytesIO(), npy(FRAMES)
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("arr_0.npy", content + bytes(2**24))
+    bomb, size = archive.getvalue(), struct.pack("<I", len(content) + 2**24)
     assert len(bomb) < 20_000 and bomb.count(size) == 2
     tracemalloc.start()
     try:
-        assert "is corrupt" in complaint(bomb.replace(size, struct.pack("<I", 140)), ".npz")
+        assert "is corrupt" in complaint(bomb.replace(size, struct.pack("<I", len(content))), ".npz")
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
@@ -189,22 +191,20 @@ def test_tables(text, frames, columns, read):
         ("", ".csv", "is empty (0 bytes)"),
         ("\n\n", ".csv", "has no frames; write one a row"),
         ("x,y\n", ".csv", "has a header and no frames"),
-        ("1.O,2\n3,4\n5,6\n", ".csv", "has '1.O' in line 1, column 1: no number; correct it; if the row is a header, "
-         "none of its names may be a number"),
-        ("1,2,\"3,0\"\n3,4,5\n", ".csv", "has '3,0' in line 1, column 3: write decimals with a point"),
-        ("time,0,1\n0.0,1,2\n0.1,2,3\n", ".csv", "has 'time' in line 1, column 1: no number"),
-        (",0,1\n0,0.5,1.5\n1,2.5,3.5\n", ".csv", "has ',0,1' in line 1, a header of numbers as pandas writes it; save "
-         "it with header=False and index=False, or write names there"),
-        ("0,1,2\n5,7,9\n1,2,3\n", ".csv", "has '0,1,2' in line 1, a header of numbers"),
-        ("0\n0.5\n1.5\n", ".csv", "has '0' in line 1, a header of numbers"),
-        (",x,y\n0,1,2\n1,3,4\n", ".csv", "has '' in line 1, column 1, where the header has names; name the column, or "
-         "take it out (is it the index of pandas? Save with index=False)"),
-        ("Unnamed: 0,x\n0,1\n1,3\n", ".csv", "has 'Unnamed: 0' in line 1, column 1, where the header has names"),
-        ("x,y,\n1,2,\n3,4,\n", ".csv", "has '' in line 1, column 3"),
+        ("1.O,2\n3,4\n5,6\n", ".csv", "has '1.O,2' in line 1, which is neither a row of numbers nor a name that is no "
+         "number for each column; correct it (from pandas: save with index=False, and with names or header=False)"),
+        ("1,2,\"3,0\"\n3,4,5\n", ".csv", "has '1,2,3,0' in line 1, which is neither"),
+        ("time,0,1\n0.0,1,2\n0.1,2,3\n", ".csv", "has 'time,0,1' in line 1, which is neither"),
+        (",0,1\n0,0.5,1.5\n1,2.5,3.5\n", ".csv", "has ',0,1' in line 1, which is neither"),
+        ("0,1,2\n5,7,9\n1,2,3\n", ".csv", "has '0,1,2' in line 1, which is neither"),
+        ("0\n0.5\n1.5\n", ".csv", "has '0' in line 1, which is neither"),
+        (",x,y\n0,1,2\n1,3,4\n", ".csv", "has ',x,y' in line 1, which is neither"),
+        ("Unnamed: 0,x\n0,1\n1,3\n", ".csv", "has 'Unnamed: 0,x' in line 1, which is neither"),
+        ("x,y,\n1,2,\n3,4,\n", ".csv", "has 'x,y,' in line 1, which is neither"),
         ("x,y\n1,2\n", ".csv", "has one frame; a sequence needs two"),
         ("time\n1\n2\n", ".csv", "has no columns beside time; add the features"),
         ("time,TimeStamp\n1,2\n2,3\n", ".csv", "has no columns beside time"),
-        ("x,y\n1,2\n3\n", ".csv", "has 1 cells in line 3, 2 in its first; make all rows equal"),
+        ("x,y\n1,2\n3\n", ".csv", "has 1 cells in line 3, 2 in its first; make all rows equal (commas, or"),
         ("1,2\n\n3,4\n", ".csv", "has 0 cells in line 2"),
         ("1,2\n3,4,\n", ".csv", "has 3 cells in line 2"),
         ("x,y\n1,2\n3,four\n", ".csv", "has 'four' in line 3, column 'y': no number; correct it"),
@@ -212,20 +212,21 @@ def test_tables(text, frames, columns, read):
         ('"two\nlines",y\n1,2\n3,x\n', ".csv", "has 'x' in line 4, column 'y'"),
         ("1,2\n1_0,2\n", ".csv", "has '1_0' in line 2, column 1: no number"),
         ("x\n" + "y" * 500 + "\n", ".csv", "has '" + "y" * 40 + "' in line 2"),
-        ("a;b\n1;2\n3;4\n", ".csv", "has its cells separated by ';'; save it with commas"),
-        ("a\tb\n1\t2\n", ".csv", "has its cells separated by tabs; save it with commas, or as .tsv"),
-        ("a,b\n1,2\n", ".tsv", "has its cells separated by commas; save it with tabs"),
-        ("0,5;1,5\n2,5;3,5\n", ".csv", "separate the cells by ',' and write decimals with a point"),
-        ("1;0,5\n0,5;1,5\n", ".csv", "separate the cells by ','"),
-        ("x\ty\n1,5\t2\n", ".tsv", "has '1,5' in line 2, column 'x': write decimals with a point"),
-        ('x,y\n"1,5",2\n', ".csv", "write decimals with a point"),
+        ("a;b\n1;2\n3;4\n", ".csv", "has '1;2' in line 2, column 'a;b': no number; correct it (commas, or in a .tsv "
+         "tabs, between cells; decimals with a point)"),
+        ("a\tb\n1\t2\n", ".csv", "has '1\\t2' in line 2, column 'a\\tb': no number"),
+        ("a,b\n1,2\n", ".tsv", "has '1,2' in line 2, column 'a,b': no number"),
+        ("0,5;1,5\n2,5;3,5\n", ".csv", "has '0,5;1,5' in line 1, which is neither a row of numbers"),
+        ("1;0,5\n0,5;1,5\n", ".csv", "has '1;0,5' in line 1, which is neither a row of numbers"),
+        ("x\ty\n1,5\t2\n", ".tsv", "has '1,5' in line 2, column 'x': no number"),
+        ('x,y\n"1,5",2\n', ".csv", "decimals with a point"),
         ("x,y\n1,inf\n2,3\n", ".csv", "has inf at frame 1 of 2, feature 'y', which is not finite"),
         ("x,y\n1,1e39\n2,3\n", ".csv", "has 1e+39 at frame 1 of 2, feature 'y', which is too large for float32"),
         ("x,y\n1,2\n,3\nNA,4\n", ".csv", "has 2 gaps (NaN or empty cells), the first at frame 2 of 3, feature 'x'; "
          "correct it, or set data.sequence.fill to interpolate or zero"),
         (b"x,\xe4\n1,2\n", ".csv", "is not UTF-8 (byte 2); save it as UTF-8"),
         ("x,y\n1,2\n".encode("utf-16"), ".csv", "is not UTF-8 (byte 0)"),
-        ('x,y\n1,"' + "2" * 200_000 + "\n", ".csv", "is corrupt, cut off, or not a file of the kind .csv"),
+        ('x,y\n1,"' + "2" * 200_000 + "\n", ".csv", "is corrupt, cut off, or not a .csv of numbers"),
         ("1\n2\n", ".txt", "has the suffix '.txt', of no kind of sequence; allowed: .wav .flac .ogg .mp3 .npy .npz"),
         ("1\n2\n", "", "has the suffix ''"),
     ],
