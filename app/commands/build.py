@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from app.commands.root_config import Config, read_part, rename_run
+from app.commands.root_config import Config, modalities_of, read_part, rename_run
 from app.config import differences
 from app.evaluation.metrics import check_monitor, metric_names
 from app.evaluation.predictions import Predictions, predict
@@ -35,7 +35,7 @@ from data.augmentation.augmented import Augmented
 from data.augmentation.config import AugmentationConfig
 from data.loaders import Batches, make_loader
 from data.source import Source, make_new_rows, make_source
-from data.spec import MODALITIES, SPLITS, DataConfig, DataSpec
+from data.spec import SPLITS, DataConfig, DataSpec
 from data.split import Batch, Split
 from models.fusion_classifier import FusionClassifier, Gates, ModelConfig, build_fusion_classifier
 from models.pretrained import ImageWeights
@@ -188,12 +188,6 @@ def build_loader(config: DataConfig, dataset: Split, device: torch.device, **ord
     """order: see make_loader."""
     on_device = config.on_device == "always" or (config.on_device == "auto" and device.type == "cuda")
     return make_loader(dataset, config.batch_size, device=device, on_device=on_device, workers=config.workers, **order)
-
-
-def modalities_of(model_config: ModelConfig) -> list[str]:
-    """Those of MODALITIES that the model reads."""
-    branches = (model_config.image_branch, model_config.temporal_branch)
-    return [modality for modality, branch in zip(MODALITIES, branches, strict=True) if branch]
 
 
 def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = None) -> Run:

@@ -10,8 +10,7 @@ from collections import Counter
 
 import numpy as np
 
-from app.commands.build import modalities_of
-from app.commands.root_config import load_config
+from app.commands.root_config import load_config, modalities_of
 from app.messages import format_table, report_error, survive_lost_output
 from data.manifest.cache import ImageFacts, SequenceFacts
 from data.manifest.check import Checked, check

@@ -21,6 +21,7 @@ from app.training.balance import BalanceConfig
 from app.training.group_stats import StatisticsConfig
 from app.training.objective import LossConfig
 from data.source import Data
+from data.spec import MODALITIES
 from models.fusion import FUSIONS
 from models.fusion_classifier import ModelConfig
 
@@ -97,6 +98,12 @@ def _changed(value: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
                 yield from _changed(item, inner)
             elif item != field.default:
                 yield inner, field.default, item.model_dump(exclude_unset=True) if isinstance(item, Section) else item
+
+
+def modalities_of(model_config: ModelConfig) -> list[str]:
+    """Those of MODALITIES that the model reads."""
+    branches = (model_config.image_branch, model_config.temporal_branch)
+    return [modality for modality, branch in zip(MODALITIES, branches, strict=True) if branch]
 
 
 def _raise_contradictions(config: Config) -> None:
