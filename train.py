@@ -138,6 +138,7 @@ def train_one_epoch(run: Run, run_log: RunLog, starvation: Starvation) -> float:
     train_step, position, loader, epoch = run.train_step, run.position, run.loaders["train"], run.position.epoch
     train_step.start_epoch(epoch)
     loader.sampler.epoch = epoch
+    shown_at = min(run.config.statistics.every, len(loader))  # the first reading, or the end of the first epoch
     with progress_bar(loader, f"epoch {epoch + 1}") as batches:
         for batch in batches:
             batch = run.modality_dropout(epoch, batch)
@@ -148,8 +149,8 @@ def train_one_epoch(run: Run, run_log: RunLog, starvation: Starvation) -> float:
                 batches.set_postfix(reading.shown(), refresh=False)
                 for warning in starvation.look(reading.groups):
                     warn(warning)
-                if position.step == run.config.statistics.every:  # the first reading of the run
-                    show_samples(run, run_log)
+            if position.step == shown_at:
+                show_samples(run, run_log)
     position.epoch += 1
     return train_step.end_epoch()
 
