@@ -416,7 +416,7 @@ BAD_INPUT = {
     "image size": ([f"{IMAGE}.architecture=vit_b_16", f"{IMAGE}.weights=none"],
                    "vit_b_16 cannot read images of 32 x 32 pixels ("),
     "checkpoint missing": (["--resume", "no/such.pt"], "checkpoint no/such.pt does not exist; give a file"),
-    "no checkpoint": (["--resume", "{other}"], "holds something else than a checkpoint"),
+    "no checkpoint": (["--resume", "{other}"], "is damaged, cut short, or something else"),
     "group without module": (["optimizer.groups.x.lr=1", "optimizer.groups.x.weight_decay=0",
                               "optimizer.groups.x.betas=[0,0]"], "optimizer.groups.x: the model has no trainable"),
     "monitor": (["learning_rates.reductions[0].monitor=val/los"],

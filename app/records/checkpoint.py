@@ -11,7 +11,6 @@ import platform
 import shutil
 import struct
 import warnings
-import zipfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -99,47 +98,44 @@ def copy_checkpoint(source: Path, path: Path) -> None:
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content, on the CPU. Raises FileNotFoundError, or ValueError if it is damaged or something else."""
     path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"checkpoint {path} is a folder, not a file; {_REMEDY}")
-    if path.exists() and not path.is_file():
-        raise ValueError(f"checkpoint {path} is not a file; {_REMEDY}")
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"checkpoint {path} does not exist; {_REMEDY}")
-    damaged = ValueError(f"checkpoint {path} is damaged, or was cut short; {_REMEDY}")
+    if not path.is_file():
+        raise ValueError(f"checkpoint {path} is not a file; {_REMEDY}")
+    damaged = ValueError(f"checkpoint {path} is damaged, cut short, or something else; {_REMEDY}")
     try:
         with open(path, "rb") as file:
-            if not file.read(1):
-                raise ValueError(f"checkpoint {path} is empty; {_REMEDY}")
+            file.read(1)  # torch raises an OSError of its own for what is cut short
             sealed = _is_sealed(file)
-            if sealed is False or (sealed is None and _is_damaged_archive(file)):
+            if sealed is False:
                 raise damaged
-            content = _load(file, path)
+            content = _load(file)
     except OSError as error:
         raise ValueError(f"checkpoint {path} cannot be read ({error.strerror or error}); {_REMEDY}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{path} holds something else than a checkpoint of Duet; {_REMEDY}")
+        raise damaged
     if content.get("version") != VERSION:
         found = content.get("version")
         raise ValueError(
             f"checkpoint {path} has version {found}, this program reads {VERSION}; use the release of Duet that wrote "
-            "it, or train anew"
+            "it, or train again"
         )
     if not sealed:
         raise damaged
-    wrong = [name for name, kind in PARTS.items() if not isinstance(content.get(name), kind)]
-    if wrong:
+    if wrong := [name for name, kind in PARTS.items() if not isinstance(content.get(name), kind)]:
         raise ValueError(f"checkpoint {path} lacks {', '.join(wrong)}, or holds it in another form; {_REMEDY}")
     return content
 
 
-def _load(file: BinaryIO, path: Path) -> Any:
+def _load(file: BinaryIO) -> Any:
+    """None for what torch cannot read."""
     file.seek(0)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of archives that are not torch's own; the error says it
+            warnings.simplefilter("ignore")  # of archives that are not torch's own
             return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for what is not one of its own
-        raise ValueError(f"{path} is not a checkpoint; {_REMEDY}") from error
+    except Exception:  # torch raises many kinds for what is not one of its own
+        return None
 
 
 def _seal(file: BinaryIO) -> None:
@@ -165,18 +161,6 @@ def _is_sealed(file: BinaryIO) -> bool | None:
     file.seek(length)
     seal = file.read()
     return seal == _SEAL + _digest(file, length) if seal.startswith(_SEAL) else None
-
-
-def _is_damaged_archive(file: BinaryIO) -> bool:
-    """Whether this begins as a ZIP archive, and is not a whole one."""
-    file.seek(0)
-    if file.read(2) != b"PK":
-        return False
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return archive.testzip() is not None
-    except Exception:  # zipfile raises many kinds for what is damaged
-        return True
 
 
 def _digest(file: BinaryIO, length: int) -> bytes:
