@@ -33,8 +33,11 @@ def main() -> int:
 
 def files() -> dict[str, str]:
     """{path below the project's folder: content}"""
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Config.model_json_schema()
-    return {"docs/config.md": reference(), "configs/schema.json": json.dumps(schema, indent=1) + "\n"}
+    return {"docs/config.md": reference(), "configs/schema.json": json.dumps(schema(), indent=1) + "\n"}
+
+
+def schema() -> dict[str, Any]:
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Config.model_json_schema()
 
 
 def reference() -> str:

@@ -1,12 +1,11 @@
-import json
 import re
 
 import pytest
 from jsonschema import Draft202012Validator
 from omegaconf import OmegaConf
 
-from app.commands.reference import files, reference
-from app.commands.root_config import Config, load_config, parse_config
+from app.commands.reference import files, reference, schema
+from app.commands.root_config import load_config, parse_config
 from tests.conftest import ROOT
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -16,9 +15,8 @@ RULE = "learning_rates.reductions.0"
 
 @pytest.fixture(scope="module")
 def validator():
-    schema = json.loads(files()["configs/schema.json"])
-    Draft202012Validator.check_schema(schema)
-    return Draft202012Validator(schema)
+    Draft202012Validator.check_schema(schema())
+    return Draft202012Validator(schema())
 
 
 @pytest.mark.parametrize("path", files())
@@ -27,7 +25,7 @@ def test_what_is_made_from_the_sections_is_current(path):
 
 
 def test_every_key_of_every_section_is_described_and_in_the_reference():
-    definitions = Config.model_json_schema()["$defs"]
+    definitions = schema()["$defs"]
     assert {"TemporalBranchConfig", "GroupConfig", "StepSchedule", "ThresholdConfig", "StopConfig"} < definitions.keys()
     for section, definition in definitions.items():
         for name, value in definition["properties"].items():

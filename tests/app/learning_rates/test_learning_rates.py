@@ -251,6 +251,16 @@ def test_a_group_of_several_rules_is_exhausted_when_none_of_them_can_bring_it_fu
     assert path == [(pytest.approx(lr), stops) for lr, stops in expected]
 
 
+def test_a_group_is_not_exhausted_while_another_of_its_rules_could_bring_it_down():
+    rules = [
+        reduction([*LRS], patience=0, factor=1e-9, min_lr=1e-6),
+        reduction(["image_branch"], patience=9, min_lr=1e-9),
+    ]
+    rates = make(*rules, stop_when_exhausted=True)
+    feed(rates, [1.0] * 4)
+    assert all(rule.exhausted for rule in rates.rules[:4]) and rates.should_stop() is None
+
+
 def test_a_group_is_exhausted_where_the_last_of_its_rules_that_act_once_meets_its_min_lr():
     once = [threshold([*LRS], above=0.5, min_lr=1e-6), threshold([*LRS], above=0.5, min_lr=2e-4)]
     rates = make(*once, stop_when_exhausted=True, groups=dict.fromkeys(LRS, {"lr": 0.001}))

@@ -37,15 +37,15 @@ def test_all_effects_that_the_docs_show_are_valid_for_the_program_and_for_editor
     [
         ("image", "corp", {}, "corp: unknown key; did you mean 'crop'? known here: crop, flip, affine, colour, erase"),
         ("image", "crop", {"scale": [0.6, 1.0], "rato": [1.0, 1.0]}, "crop.rato: unknown key; did you mean 'ratio'?"),
-        ("image", "crop", {}, "crop.scale: missing; add it (two numbers > 0 and <= 1)"),
+        ("image", "crop", {}, "crop.scale: missing; add it (a list of 2, each a number > 0 and <= 1)"),
         ("image", "crop", {"scale": [1.0, 0.6]}, "crop.scale: found [1.0, 0.6], the first must be at most the second"),
-        ("image", "crop", {"scale": [0.6]}, "crop.scale: found [0.6], expected two numbers > 0 and <= 1"),
+        ("image", "crop", {"scale": [0.6]}, "crop.scale: found [0.6], expected a list of 2, each a number > 0 and"),
         ("image", "crop", {"scale": [0.6, 1.1]}, "crop.scale[1]: found 1.1, must be > 0 and <= 1"),
-        ("image", "flip", 0.5, "flip: expected a mapping with the keys horizontal, vertical, found 0.5"),
+        ("image", "flip", 0.5, "flip: found 0.5, expected a mapping with the keys horizontal, vertical, or null"),
         ("image", "colour", {"hue": 0.6}, "colour.hue: found 0.6, must be >= 0 and <= 0.5"),
         ("sequence", "time_mask", {"count": 5, "max_share": 0.1}, "time_mask.count: found 5, must be >= 1 and <= 4"),
         ("sequence", "speed", {"factor": [1.1, 0.9]}, "speed.factor: found [1.1, 0.9], the first must be at most"),
-        ("sequence", "gain", {"dB": 3}, "gain.dB: unknown key; did you mean 'db'? known here: db"),
+        ("sequence", "gain", {"db": 3, "dB": 3}, "gain.dB: unknown key; did you mean 'db'? known here: db"),
     ],
 )
 @pytest.mark.parametrize("source", ["digits", "manifest"])
