@@ -447,7 +447,7 @@ def test_all_that_is_wrong_in_a_config_is_told_at_once_a_line_each(tmp_path, cap
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(("name", "message"), [("no.pt", "does not exist"), ("other.pt", "holds something else")])
+@pytest.mark.parametrize(("name", "message"), [("no.pt", "does not exist"), ("other.pt", "or something else")])
 def test_evaluate_refuses_what_is_no_checkpoint(name, message, tmp_path, checkpoint_of_another_model, capsys):
     assert evaluate.main(["--checkpoint", str(tmp_path / name)]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -225,7 +225,7 @@ class TestWhatIsDecoded:
         table = write_rows(tmp_path / "table.csv", rows)
         for _ in range(2):
             decoded.clear()
-            with pytest.raises(ValueError, match="row 2, column image, '0.png': is cut off"):
+            with pytest.raises(ValueError, match="row 2, column image, '0.png': is corrupt, cut off, or not a PNG"):
                 Manifest(config(manifest=str(table), **DEEP))
             assert "0.png" in decoded
         assert decoded == ["0.png"]
