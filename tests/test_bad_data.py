@@ -171,7 +171,7 @@ BAD = {
     "one file in two splits": (cell("image", "0.png", 9), ["row 11, column image, '0.png': is in train too (row 2)"]),
     "same bytes in two splits": (same_bytes, ["row 11, column sequence, '9.npy': has the same content as '0.npy'"]),
     "one group in two splits": (same_group, ["row 11, column speaker, 'anna': is in test here and in train in row 2"]),
-    "dots": (cell("image", "../0.png"), ["leads out of"]),
+    "dots": (cell("image", "../0.png"), ["lies outside"]),
     "absolute": (outside, ["secret.png'"]),
     "link": (link("/etc/hostname"), ["row 2, column image, 'link.png': "]),
     "URL": (cell("image", "https://example.org/a.png"), ["row 2, column image, 'https://example.org/a.png': "]),

@@ -76,7 +76,7 @@ def test_each_row_comes_back_in_its_place_with_its_error(trained, rows, tmp_path
     assert batch["present"].tolist() == [[True, True]] * 3 + [[True, False]] + [[True, True]] * 3
     full = new.complete([{"prediction": i} for i in range(len(split))], ["prediction"])
     assert [row["prediction"] for row in full] == ["", 0, 1, 2, 3, 4, "", 5, "", 6]
-    assert full[0]["error"].startswith("image, ../old/0.png leads out of ")
+    assert full[0]["error"].startswith("image, ../old/0.png is not there: ")
     assert full[8]["error"].startswith("sequence, 8.npy has 4 features, the checkpoint's data have 3; ")
     assert full[1]["error"] == "" and "cow" in full[2]["error"]
     assert new.cells()[6] == {"row": "8", "id": "n6", "age": "26", "image": "", "sequence": "", "label": "dog"}
