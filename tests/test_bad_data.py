@@ -165,7 +165,7 @@ BAD = {
     "no test rows": (without(("split", "test")), ["has no test rows"]),
     "no training rows": (without(("split", "train")), ["has no training rows"]),
     "class without training rows": (without(("split", "train"), ("label", "dog")), ["have no training rows: 'dog'"]),
-    "unknown split": (cell("split", "holdout"), ["row 2, column split, 'holdout': is no split; allowed: train, "]),
+    "unknown split": (cell("split", "holdout"), ["row 2, column split, 'holdout': is not a split; allowed: train, "]),
     "both missing": (lambda f, rows: rows[0].update(image="", sequence="NA"), ["row 2, column image and sequence: "]),
     "duplicate row": (lambda f, rows: rows.append(dict(rows[0])), ["row 12, column image, '0.png': row 2 has"]),
     "one file in two splits": (cell("image", "0.png", 9), ["row 11, column image, '0.png': is in train too (row 2)"]),

@@ -1,4 +1,4 @@
-"""Rows of cells, as a .csv, .tsv or .jsonl file or a folder holds them. What a column means is no matter here."""
+"""Rows of cells, as a .csv, .tsv or .jsonl file or a folder holds them. What a column means does not matter here."""
 
 import csv
 import io
@@ -35,7 +35,7 @@ class Cells(NamedTuple):
     columns: their names, no two alike.
     rows: number (see Finding.row; of a folder, the position from 1) -> column -> cell: a text, of a .jsonl any value.
         A row that a finding calls malformed has no cells.
-    findings: malformed rows; files of a folder of which no row could be made.
+    findings: malformed rows; files of a folder that could not become a row.
     """
 
     columns: list[str]
@@ -101,7 +101,7 @@ def _read_objects(path: Path, text: str) -> Cells:
         except ValueError as error:
             why = str(error)
         if why:
-            problem = f'is no JSON object ({why}); write {{"image": "a.png", ...}} in each line'
+            problem = f'is not a JSON object ({why}); write {{"image": "a.png", ...}} in each line'
             findings.append(Finding(number, None, line.strip(), problem))
     refuse(path, findings)
     return Cells(list(dict.fromkeys(name for row in rows.values() for name in row)), rows, [])
@@ -163,7 +163,7 @@ def _why_no_sample(path: Path) -> str | None:
     if len(path.parts) < 3:
         return f"does not lie in the folder of a class; {_LAYOUT}"
     if path.suffix.lower() not in _MODALITY_OF:
-        return f"is no image and no sequence ({', '.join(_MODALITY_OF)}); move it away"
+        return f"is neither an image nor a sequence ({', '.join(_MODALITY_OF)}); move it away"
     if any("\udc80" <= character <= "\udcff" for character in str(path)):
         return "its name is not UTF-8; rename it"
     return None

@@ -50,7 +50,7 @@ def _wrong_words(table: Table, splits: list[str | None]) -> Iterator[Finding]:
     malformed = {finding.row for finding in table.findings if finding.column is None}
     for row, split in zip(table.rows, splits, strict=True):
         if split is None and row.number not in malformed:
-            problem = f"is no split; allowed: {', '.join(SPLIT_OF_WORD)}, or no split column at all"
+            problem = f"is not a split; allowed: {', '.join(SPLIT_OF_WORD)}, or no split column at all"
             yield Finding(row.number, table.columns["split"], row.split or "", problem)
 
 

@@ -1,6 +1,6 @@
 """A manifest as rows: a .csv, .tsv or .jsonl with one sample a row, or a folder of files.
 
-What can be told from the table alone is told here; the files that it names are not looked at.
+What is wrong with the table alone is found here; the files that it names are not looked at.
 """
 
 import json
@@ -100,22 +100,22 @@ def read_table(
     Args:
         root: see Table; by default the folder of the file, or the folder itself.
         columns: role -> name of its column, which wins over the names in ROLES (data.columns).
-        modalities: those that the model reads. The column of another is no role and travels as an extra one.
+        modalities: those that the model reads. The column of another travels as an extra one.
         needs_label: for training: a label must be there, and the same sample or id twice is a finding. False: for
             prediction, where labels may be absent and each row stands for itself.
 
     Raises FileNotFoundError, or Findings with what makes the table as a whole unreadable.
     """
     if root is not None and not root.is_dir():
-        refuse(path, [of_table(f"data.root: {root} is no folder")])
+        refuse(path, [of_table(f"data.root: {root} is not a folder")])
     if path.is_dir():
         root = root or path
         cells = read_folder(path, root, modalities)
     elif not path.is_file():  # nor a device or a pipe
-        raise FileNotFoundError(f"{path}: is not there, or no file and no folder")
+        raise FileNotFoundError(f"{path}: is not there, or neither a file nor a folder")
     elif path.suffix.lower() not in SUFFIXES:
         remedy = "save a spreadsheet as 'CSV UTF-8', unpack an archive"
-        refuse(path, [of_table(f"is no {', '.join(SUFFIXES)} file, and no folder; {remedy}")])
+        refuse(path, [of_table(f"is neither a {', '.join(SUFFIXES)} file nor a folder; {remedy}")])
     else:
         cells = read_cells(path)
     names, findings = _columns_of_roles(cells.columns, columns or {}, modalities, needs_label)

@@ -133,7 +133,7 @@ def test_lines_of_json(written):
 )
 def test_a_line_that_is_no_object(written, line, why):
     (found,) = lines_of(written('{"image": "a.png"}\n' + line + "\n", "my.jsonl"))
-    assert found.startswith(" row 2, '") and f": is no JSON object ({why}" in found and len(found) < 300
+    assert found.startswith(" row 2, '") and f": is not a JSON object ({why}" in found and len(found) < 300
 
 
 def test_all_bad_lines_of_json_are_told_up_to_twenty(written):

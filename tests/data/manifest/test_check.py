@@ -174,8 +174,8 @@ def test_of_many_classes_of_a_checkpoint_some_are_named(checked, rows):
     (found, *others) = unknown_labels(table, ("dog", *(f"breed {i:02}" for i in range(1200)), "cat"))
     assert others == [] and (found.row, found.column, found.value) == (10, "label", "bird")
     assert found.problem == (
-        "is no class of the checkpoint, which has 'dog', 'breed 00', 'breed 01', 'breed 02', 'breed 03', 'breed 04', "
-        "'breed 05', 'breed 06', 'breed 07', 'breed 08' and 1,192 more; correct the label, or train again"
+        "is no class of the checkpoint, which has 'dog', 'breed 00', 'breed 01', 'breed 02', 'breed 03', "
+        "'breed 04', 'breed 05', 'breed 06', 'breed 07', 'breed 08' and 1,192 more; correct the label, or train again"
     )
 
 

@@ -102,8 +102,8 @@ def test_files_of_which_no_row_can_be_made(tree):
         "set, 'train/cat/b.png': has the stem of 'b.jpg'",
         "set, 'train/cat/c.wav': has the stem of 'c.npy'",
         "set, 'train/cat/more': is a link to a folder",
-        "set, 'train/cat/noname': is no image and no sequence",
-        "set, 'train/cat/notes.txt': is no image and no sequence",
+        "set, 'train/cat/noname': is neither an image nor a sequence",
+        "set, 'train/cat/notes.txt': is neither an image nor a sequence",
         "set, 'train/empty': is a class without a sample",
         "set, 'train/stray.png': does not lie in the folder of a class",
     ]

@@ -147,7 +147,7 @@ def test_files_of_a_folder_that_are_no_row_are_told(trained, rows, tmp_path):
     new = read(trained, tmp_path / "set", ("image",))
     assert [row.image for row in new.rows] == ["test/cat/0.png", "test/cat/1.png"] and new.unreadable == {}
     (line,) = new.not_rows
-    assert line.startswith(f"{tmp_path / 'set'}, 'test/cat/1.gif': is no image and no sequence (")
+    assert line.startswith(f"{tmp_path / 'set'}, 'test/cat/1.gif': is neither an image nor a sequence (")
     (place / "1.png").unlink()
     new = read(trained, tmp_path / "set", ("image",))
     assert len(new.rows) == 1 and ", 'test/cat/1.npy': has no image beside it" in new.not_rows[1]

@@ -53,9 +53,9 @@ def test_other_words_and_rows_without_one(table):
         "allowed: train, training, validation, valid, dev, val, test, testing, eval, evaluation, or no split column"
     )
     assert lines_of(findings) == [
-        f"my.csv row 2, column split, 'trian': is no split; {allowed} at all",
-        f"my.csv row 3, column split, '': is no split; {allowed} at all",
-        f"my.csv row 5, column split, 'unused': is no split; {allowed} at all",
+        f"my.csv row 2, column split, 'trian': is not a split; {allowed} at all",
+        f"my.csv row 3, column split, '': is not a split; {allowed} at all",
+        f"my.csv row 5, column split, 'unused': is not a split; {allowed} at all",
     ]  # and row 4 has too few cells, which the table tells
 
 

@@ -208,7 +208,7 @@ def test_prediction_knows_no_split_group_and_id(written):
 @pytest.mark.parametrize("name", ["my.xlsx", "my.json", "my.csv.gz", "manifest"])
 def test_another_suffix(written, name):
     (line,) = lines_of(written("x", name))
-    assert line.startswith("is no .csv, .tsv, .jsonl file, and no folder; save a spreadsheet as 'CSV UTF-8', ")
+    assert line.startswith("is neither a .csv, .tsv, .jsonl file nor a folder; save a spreadsheet as 'CSV UTF-8', ")
 
 
 def test_what_is_not_there_or_no_file_is_never_opened(tmp_path, monkeypatch):
@@ -220,7 +220,7 @@ def test_what_is_not_there_or_no_file_is_never_opened(tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)  # the name of a socket must be short
         listening.bind("socket.csv")
         for name in ("nothing.csv", "link.csv", "pipe.csv", "null.csv", "socket.csv", "a\0b.csv"):
-            with pytest.raises(FileNotFoundError, match=r"\.csv: is not there, or no file and no folder$"):
+            with pytest.raises(FileNotFoundError, match=r"\.csv: is not there, or neither a file nor a folder$"):
                 read_table(tmp_path / name)
 
 
