@@ -53,16 +53,9 @@ IMAGENET_WEIGHTS = Asset(
 
 
 def cache_folder() -> Path:
-    """$DUET_CACHE, else `duet` in the user's cache folder."""
-    if os.environ.get("DUET_CACHE"):
-        return Path(os.environ["DUET_CACHE"]).expanduser()
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "duet"
+    """$DUET_CACHE, else `duet` in $XDG_CACHE_HOME, else ~/.cache/duet, as torch has its own."""
+    own, users = os.environ.get("DUET_CACHE"), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(own or f"{users}/duet").expanduser()
 
 
 def fetch(asset: Asset) -> Path:
