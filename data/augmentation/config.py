@@ -1,34 +1,38 @@
 """The section `data.augmentation`: how training samples are varied. Every effect is a section of its own; null: off."""
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from app.section import Section
 
 MOST_MASKS = 4  # of one kind on a sample: the numbers for so many are drawn, however many there are
 
 
-def ascending(value: list[float]) -> list[float]:
+def _ascending(value: list[float]) -> list[float]:
     if value[0] > value[1]:
         raise ValueError(f"found {value}, the first must be at most the second")
     return value
 
 
+def _range_of(number: Any) -> Any:
+    """[least, greatest]"""
+    return Annotated[list[number], Field(min_length=2, max_length=2), AfterValidator(_ascending)]
+
+
+Shares = _range_of(Annotated[float, Field(gt=0, le=1)])
+Ratios = _range_of(Annotated[float, Field(ge=0.1, le=10)])
+Speeds = _range_of(Annotated[float, Field(ge=0.25, le=4)])
+
+
 class CropConfig(Section):
-    scale: list[Annotated[float, Field(gt=0, le=1)]] = Field(
-        min_length=2, max_length=2, description="[least, greatest] area of the crop, as a share of the image's"
-    )
-    ratio: list[Annotated[float, Field(ge=0.1, le=10)]] = Field(
+    scale: Shares = Field(description="[least, greatest] area of the crop, as a share of the image's")
+    ratio: Ratios = Field(
         [0.75, 1.333],
-        min_length=2,
-        max_length=2,
         description="[least, greatest] width over height of the crop, where a square image has 1; drawn evenly on a "
         "logarithmic scale; an edge that would be longer than the image's is as long as that",
     )
-
-    _ascending = field_validator("scale", "ratio")(ascending)
 
 
 class FlipConfig(Section):
@@ -39,15 +43,11 @@ class FlipConfig(Section):
 class AffineConfig(Section):
     degrees: float = Field(0.0, ge=0, le=180, description="largest rotation, in degrees, clockwise or not")
     translate: float = Field(0.0, ge=0, le=1, description="largest shift along each edge, as a share of the edge")
-    scale: list[Annotated[float, Field(ge=0.1, le=10)]] = Field(
+    scale: Ratios = Field(
         [1.0, 1.0],
-        min_length=2,
-        max_length=2,
         description="[least, greatest] factor of an object's size; the image's size stays",
     )
     fill: float = Field(0.0, ge=0, le=1, description="value where nothing of the image is; 0 is black, 1 is white")
-
-    _ascending = field_validator("scale")(ascending)
 
 
 class ColourConfig(Section):
@@ -59,21 +59,15 @@ class ColourConfig(Section):
 
 class EraseConfig(Section):
     p: float = Field(gt=0, le=1, description="probability that a rectangle is overwritten")
-    scale: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+    scale: Shares = Field(
         [0.02, 0.33],
-        min_length=2,
-        max_length=2,
         description="[least, greatest] area of the rectangle, as a share of the image's",
     )
-    ratio: list[Annotated[float, Field(ge=0.1, le=10)]] = Field(
+    ratio: Ratios = Field(
         [0.3, 3.3],
-        min_length=2,
-        max_length=2,
         description="[least, greatest] width over height of the rectangle, as in crop",
     )
     value: float = Field(0.5, ge=0, le=1, description="what it is overwritten with; 0 is black, 1 is white")
-
-    _ascending = field_validator("scale", "ratio")(ascending)
 
 
 class ImageAugmentationConfig(Section):
@@ -87,11 +81,7 @@ class ImageAugmentationConfig(Section):
 
 
 class SpeedConfig(Section):
-    factor: list[Annotated[float, Field(ge=0.25, le=4)]] = Field(
-        min_length=2, max_length=2, description="[least, greatest]; 1.25: a quarter faster, so 0.8 times the frames"
-    )
-
-    _ascending = field_validator("factor")(ascending)
+    factor: Speeds = Field(description="[least, greatest]; 1.25: a quarter faster, so 0.8 times the frames")
 
 
 class ShiftConfig(Section):

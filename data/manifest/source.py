@@ -44,22 +44,9 @@ class Manifest:
         return self.fingerprints[split][modality]
 
     def splits(self, *, seed: int, image_mean: Sequence[float], image_std: Sequence[float]) -> dict[str, ManifestRows]:
-        splits = {
-            split: ManifestRows(
-                self.table,
-                self.rows[split],
-                self.config,
-                self.spec,
-                self.modalities,
-                image_mean=image_mean,
-                image_std=image_std,
-                seed=seed,
-                training=split == "train",
-                edge=self.crop_edge if split == "train" else self.config.image_size,
-                cache=self.cache,
-            )
-            for split in SPLITS
-        }
+        prepared = {"seed": seed, "image_mean": image_mean, "image_std": image_std}
+        splits = {split: make_rows(self, self.rows[split], **prepared) for split in ("val", "test")}
+        splits["train"] = make_rows(self, self.rows["train"], training=True, edge=self.crop_edge, **prepared)
         if self.config.length_buckets and "sequence" in self.modalities:
             splits["train"].lengths = self.lengths
         return splits
@@ -123,21 +110,16 @@ class NewRows:
         return [self.table.cells(row) for row in self.table.rows]
 
     def splits(self, *, seed: int, image_mean: Sequence[float], image_std: Sequence[float]) -> dict[str, ManifestRows]:
-        return {
-            "new": ManifestRows(
-                self.table,
-                self.rows,
-                self.config,
-                self.spec,
-                self.modalities,
-                image_mean=image_mean,
-                image_std=image_std,
-                seed=seed,
-                training=False,
-                edge=self.config.image_size,
-                cache=self.cache,
-            )
-        }
+        return {"new": make_rows(self, self.rows, seed=seed, image_mean=image_mean, image_std=image_std)}
+
+
+def make_rows(
+    source: Manifest | NewRows, rows: list[Row], *, training: bool = False, edge: int | None = None, **prepared: Any
+) -> ManifestRows:
+    """edge, prepared: see ManifestRows; None: data.image_size."""
+    config = source.config
+    shape = {"training": training, "edge": edge or config.image_size, "cache": source.cache}
+    return ManifestRows(source.table, rows, config, source.spec, source.modalities, **shape, **prepared)
 
 
 def _by_row(findings: list[Finding]) -> dict[int, str]:
