@@ -166,8 +166,7 @@ class Batches:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = map(self._on_device, self._made())
-        return self._copied_ahead(batches) if self.device.type == "cuda" else batches
+        return map(self._on_device, self._made())
 
     def _made(self) -> Iterator[Batch]:
         """Raises OSError for a sample that cannot be read, RuntimeError where a worker was killed."""
@@ -186,23 +185,6 @@ class Batches:
     def _on_device(self, batch: Batch) -> Batch:
         batch = to_device(batch, self.device)
         return self.dataset.finish(batch) if self.on_device else batch
-
-    def _copied_ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """While kernels of the caller run on a batch, the next is copied and computed in a CUDA stream of its own."""
-        stream, ready = torch.cuda.Stream(self.device), None
-        while True:
-            with torch.cuda.stream(stream):
-                batch = next(batches, None)
-            if ready is not None:
-                yield ready
-            if batch is None:
-                return
-            current = torch.cuda.current_stream(self.device)
-            current.wait_stream(stream)
-            for tensor in batch.values():
-                if tensor.is_cuda:
-                    tensor.record_stream(current)  # its memory is free for others only when these kernels are done
-            ready = batch
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
