@@ -45,11 +45,9 @@ def check_architecture(architecture: str) -> None:
     """Raises ValueError, with the nearest names, if torchvision has no classification network of that name."""
     known = torchvision.models.list_models(module=torchvision.models)
     if architecture not in known:
-        near = difflib.get_close_matches(architecture, known, n=3, cutoff=0.4)
-        raise ValueError(
-            f"architecture '{architecture}' is not a classification network of torchvision "
-            f"{torchvision.__version__}; {'nearest: ' + ', '.join(near) if near else 'known: ' + ', '.join(known)}"
-        )
+        near = ", ".join(difflib.get_close_matches(architecture, known, n=3, cutoff=0.4))
+        network = f"a classification network of torchvision {torchvision.__version__}"
+        raise ValueError(f"architecture '{architecture}' is not {network}; nearest: {near or ', '.join(known)}")
 
 
 def build_network(

@@ -16,15 +16,7 @@ from data.manifest.finding import Finding, listed, of_table, refuse, shown
 # Role -> the names of columns that say so, whatever their case.
 ROLES = {
     "image": ("image", "image_file_name", "image_path"),
-    "sequence": (
-        "sequence",
-        "sequence_file_name",
-        "audio",
-        "audio_file_name",
-        "audio_path",
-        "audio_filepath",
-        "wav",
-    ),
+    "sequence": ("sequence", "sequence_file_name", "audio", "audio_file_name", "audio_path", "audio_filepath", "wav"),
     "label": ("label", "class", "target"),
     "split": ("split", "subset"),
     "group": ("group", "speaker", "speaker_id", "subject"),
