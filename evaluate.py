@@ -30,15 +30,9 @@ from app.commands.trained import Trained, build_trained, output_folder
 from app.evaluation.certainty import TEMPERATURES, describe_certainty, fit_temperature
 from app.evaluation.late_fusion import join_predictions
 from app.evaluation.predictions import Predictions, with_cells
-from app.evaluation.report import (
-    describe_report,
-    scores_of,
-    untrained_absences,
-    write_predictions,
-    write_report,
-)
+from app.evaluation.report import describe_report, scores_of, untrained_absences, write_predictions, write_report
 from app.evaluation.scores import accuracy_by_column, check_column
-from app.messages import report_error, survive_lost_output, warn
+from app.messages import run_command, survive_lost_output, warn
 from app.records.run_config import DEVICES, PRECISIONS
 
 
@@ -66,15 +60,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--precision", choices=PRECISIONS, help=precision)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(arguments)
-    try:
+
+    def command() -> int:
         check_options(args)
         return compare_checkpoints(args) if args.compare else evaluate(args)
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        if args.debug:
-            raise
-        return report_error(error)
+
+    return run_command(command, debug=args.debug)
 
 
 def check_options(args: argparse.Namespace) -> None:

@@ -96,6 +96,18 @@ def report_error(error: Exception, *, prepared: bool = False) -> int:
     return 2 if bad_input else 1
 
 
+def run_command(command: Callable[[], int], *, debug: bool) -> int:
+    """Its exit code, 130 for Ctrl-C, or that of its error, which is printed. debug: raises the error."""
+    try:
+        return command()
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        return report_error(error)
+
+
 @contextmanager
 def writing(path: str | Path, consequence: str = "") -> Iterator[None]:
     """Where writing fails: raises OSError that names `path`, says whether the disk is full, and the `consequence`."""

@@ -17,8 +17,9 @@ from typing import Any
 
 from app.commands.build import Run, build_run
 from app.commands.root_config import parse_config
-from app.messages import progress_bar, report_error, survive_lost_output
+from app.messages import progress_bar, run_command, survive_lost_output
 from app.records.checkpoint import load_checkpoint
+from app.training.objective import BRANCHES
 
 GAIN = 0.05  # in validation accuracy: the least by which a starved branch learns more alone
 
@@ -28,22 +29,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(arguments)
-    try:
-        print(branch_alone(args.checkpoint))
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        if args.debug:
-            raise
-        return report_error(error)
-    return 0
+    return run_command(lambda: branch_alone(args.checkpoint), debug=args.debug)
 
 
-def branch_alone(checkpoint: Path) -> str:
-    """The verdict, in words. Raises ValueError for a model of one branch, or whose fusion trains no branch."""
+def branch_alone(checkpoint: Path) -> int:
+    """Prints the verdict. Raises ValueError for a model of one branch, or whose fusion trains no branch."""
     saved = load_checkpoint(checkpoint)
     tree, val = saved["config"], saved["val"]
-    branches = [name for name in ("image_branch", "temporal_branch") if f"{name}/accuracy" in val]
+    branches = [name for name in BRANCHES if f"{name}/accuracy" in val]
     if len(branches) < 2:
         raise ValueError(f"{checkpoint} is of a model of one branch, which no other can starve")
     branch = min(branches, key=lambda name: val[f"{name}/accuracy"])
@@ -51,18 +44,15 @@ def branch_alone(checkpoint: Path) -> str:
     alone, _ = train_an_epoch(_for_one_epoch(tree, alone=branch), checkpoint, branch)
     # Two deviations of the difference of two accuracies, at most.
     chance = 2 * math.sqrt(0.5 / samples) if samples else math.inf
-    lines = [
-        f"{branch}: validation accuracy of its own head {val[f'{branch}/accuracy']:.4f} (fused {val['accuracy']:.4f})",
-        f"after one epoch more: {joint:.4f} with the gates of the run, {alone:.4f} from its own head's loss alone",
-    ]
+    own = val[f"{branch}/accuracy"]
+    print(f"{branch}: validation accuracy of its own head {own:.4f} (fused {val['accuracy']:.4f})")
+    print(f"after one epoch more: {joint:.4f} with the gates of the run, {alone:.4f} from its own head's loss alone")
     if alone - joint > max(GAIN, chance):
-        lines.append(
-            "starved: the fusion's loss leaves it too little to learn from; set "
-            f"balance.gradients.{branch}.own=1 (configs/examples/balanced.yaml)"
-        )
+        remedy = f"set balance.gradients.{branch}.own=1 (configs/examples/balanced.yaml)"
+        print(f"starved: the fusion's loss leaves it too little to learn from; {remedy}")
     else:
-        lines.append("not starved: alone it learns no more, so its input says little, or it needs more epochs")
-    return "\n".join(lines)
+        print("not starved: alone it learns no more, so its input says little, or it needs more epochs")
+    return 0
 
 
 def train_an_epoch(tree: dict[str, Any], checkpoint: Path, branch: str) -> tuple[float, int]:

@@ -11,7 +11,7 @@ from collections import Counter
 import numpy as np
 
 from app.commands.root_config import load_config, modalities_of
-from app.messages import format_table, report_error, survive_lost_output
+from app.messages import format_table, run_command, survive_lost_output
 from data.manifest.cache import ImageFacts, SequenceFacts
 from data.manifest.check import Checked, check
 from data.manifest.config import ManifestConfig
@@ -26,14 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the config")
     args = parser.parse_intermixed_args(arguments)
-    try:
-        return check_manifest(args.path, args.config, args.overrides)
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        if args.debug:
-            raise
-        return report_error(error)
+    return run_command(lambda: check_manifest(args.path, args.config, args.overrides), debug=args.debug)
 
 
 def check_manifest(manifest: str, config_path: str, overrides: list[str]) -> int:
