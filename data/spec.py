@@ -23,6 +23,11 @@ class DataConfig(Section):
         "replacement, each class equally likely (which is in place of loss.class_weights)",
     )
     image_size: int = Field(ge=8, description="pixels of an edge, as the CNN reads it")
+    on_device: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="where samples are resized, augmented and normalised, and get their deltas: always: on the device "
+        "of the model, after the copy; never: where they are read; auto: on the device if it is a CUDA GPU",
+    )
     workers: int | None = Field(
         None,
         ge=0,

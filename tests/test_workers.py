@@ -24,7 +24,7 @@ def smoke(folder, *overrides):
 
 def test_runs_with_workers_equal_runs_without_and_resume_without_them(tmp_path):
     assert train.main([*smoke(tmp_path, "run.name=none")]) == 0
-    assert train.main([*smoke(tmp_path, "run.name=two", "data.workers=2")]) == 0
+    assert train.main([*smoke(tmp_path, "run.name=two", "data.workers=2", "data.on_device=always")]) == 0
     assert train.main([*smoke(tmp_path, "run.name=mixed", "data.workers=2", "run.epochs=1")]) == 0
     last = tmp_path / "mixed" / "checkpoints" / "last.pt"
     assert train.main([*smoke(tmp_path, "run.name=mixed", "--resume", str(last))]) == 0

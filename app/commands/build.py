@@ -186,8 +186,8 @@ def build_loaders(config: Config, splits: dict[str, Split], device: torch.device
 
 def build_loader(config: DataConfig, dataset: Split, device: torch.device, **order: Any) -> Batches:
     """order: see make_loader."""
-    order |= {"on_device": device.type == "cuda", "workers": config.workers}
-    return make_loader(dataset, config.batch_size, device=device, **order)
+    on_device = config.on_device == "always" or (config.on_device == "auto" and device.type == "cuda")
+    return make_loader(dataset, config.batch_size, device=device, on_device=on_device, workers=config.workers, **order)
 
 
 def build_run(config: Config, tree: dict[str, Any], resume_from: Path | None = None) -> Run:

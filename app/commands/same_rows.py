@@ -10,7 +10,7 @@ from app.training.objective import BRANCHES
 
 # Keys of `data` that choose the rows, which are compared themselves, or that each model may have for itself.
 OF_NO_CONCERN = {"source", "manifest", "root", "columns", "fractions", "on_error", "skip_limit", "batch_size"}
-OF_NO_CONCERN |= {"workers", "sampler", "augmentation", "image_size", "redraw"}
+OF_NO_CONCERN |= {"workers", "on_device", "sampler", "augmentation", "image_size", "redraw"}
 OF_NO_CONCERN |= {"cache", "cache_folder", "length_buckets"}
 
 
