@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import torch
 
 _FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")  # libsndfile's names
-# Others come in blocks: libsndfile reads too many samples (GSM 6.10, ADPCM: it fills the last one) or too few (MP3).
-_WAV_SUBTYPES = ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW")
+# Of others, such as MP3 and GSM 6.10 in a WAV, libsndfile reads too few samples or too many.
+_WAV_SUBTYPES = ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM")
 _MP3_SLACK = 2 * 1152  # samples: where an MP3 has no count of its frames, libsndfile's length is a guess
 _TAGS = (b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"ID3", b"3DI")  # what may follow the last MP3 frame
 _LENGTH_UNKNOWN = 0x7FFF0000  # bytes; what a program writes into a WAV's header that cannot go back to it: this or more
@@ -136,6 +136,9 @@ def _decode(content: bytes) -> tuple[np.ndarray, int]:
                 f"can be read in part only, {len(unread)} bytes are left; if the MP3 does not say how long it is, run: "
                 "ffmpeg -i old.mp3 -c copy new.mp3"
             )
+        fact = content.find(b"fact", 0, 200)
+        if file.subtype.endswith("ADPCM") and fact > 0:  # how many there are before the filling of the last block
+            samples = samples[: int.from_bytes(content[fact + 8 : fact + 12], "little") or None]
         return samples.mean(axis=1), file.samplerate
 
 
