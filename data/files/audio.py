@@ -2,7 +2,6 @@
 
 import io
 import math
-import re
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,6 +10,7 @@ import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
 from app.section import Section
+from data.files.containers import check_mp3, check_ogg, check_wav
 from data.files.decoding import decoding, printed_by_c, read_bytes, without_warnings
 from data.files.paths import BadFile
 
@@ -20,11 +20,7 @@ if TYPE_CHECKING:
 _FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")  # libsndfile's names
 # Of others, such as MP3 and GSM 6.10 in a WAV, libsndfile reads too few samples or too many.
 _WAV_SUBTYPES = ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM")
-_MP3_SLACK = 2 * 1152  # samples: where an MP3 has no count of its frames, libsndfile's length is a guess
-_TAGS = (b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"ID3", b"3DI")  # what may follow the last MP3 frame
-_LENGTH_UNKNOWN = 0x7FFF0000  # bytes; what a program writes into a WAV's header that cannot go back to it: this or more
-_LONGEST_LOG = 2047  # characters of libsndfile's log; what is beyond them is lost
-_MAX_SAMPLES = 2**28  # of all channels: 1 GiB
+_MAX_SAMPLES = 2**29  # of all channels: 2 GiB
 _LOWEST_RATE = 1000  # Hz; a header that says less is corrupt
 _MAX_KERNEL = 2**25  # values; two rates without a common divisor would take gigabytes
 _LOG_OFFSET = 1e-6  # as in torchaudio's MFCC
@@ -112,8 +108,7 @@ def _decode(content: bytes) -> tuple[np.ndarray, int]:
     """(samples,) float32, the mean of the channels, and their rate in Hz."""
     import soundfile
 
-    stream = io.BytesIO(content)
-    with soundfile.SoundFile(stream) as file:
+    with soundfile.SoundFile(io.BytesIO(content)) as file:
         if file.format not in _FORMATS or file.format.startswith("WAV") and file.subtype not in _WAV_SUBTYPES:
             raise BadFile(
                 f"holds {file.format_info}, {file.subtype_info}; allowed: PCM or float WAV, FLAC, Ogg, MP3; convert it"
@@ -124,33 +119,21 @@ def _decode(content: bytes) -> tuple[np.ndarray, int]:
                 f"{_MAX_SAMPLES} in all; split it, or encode it again if it came from a pipe"
             )
         samples = file.read(dtype="float32", always_2d=True)
-        _raise_for_log(file.extra_info)
-        is_mp3 = file.format == "MP3"
-        is_guess = is_mp3 and not any(name in content[:200] for name in (b"Xing", b"Info", b"VBRI"))
-        if len(samples) < file.frames - _MP3_SLACK * is_guess:
-            found = f"{len(samples)} of {file.frames} samples a channel"
-            raise BadFile(f"can be read in part only, {found}; place the whole file there")
-        unread = content[stream.tell() :]
-        if is_mp3 and unread and not unread.startswith(_TAGS):
-            raise BadFile(
-                f"can be read in part only, {len(unread)} bytes are left; if the MP3 does not say how long it is, run: "
-                "ffmpeg -i old.mp3 -c copy new.mp3"
-            )
+        least = file.frames
+        if file.format.startswith("WAV"):
+            check_wav(content)
+        elif file.format == "OGG":
+            check_ogg(content, file.extra_info)
+        elif file.format == "MP3" and (counted := check_mp3(content)) is not None:
+            least = counted
+        if len(samples) < least:
+            found = f"{len(samples)} of {least} samples a channel"
+            remedy = "if an MP3 does not say how long it is, run: ffmpeg -i old.mp3 -c copy new.mp3"
+            raise BadFile(f"can be read in part only, {found}; place the whole file there or, {remedy}")
         fact = content.find(b"fact", 0, 200)
         if file.subtype.endswith("ADPCM") and fact > 0:  # how many there are before the filling of the last block
             samples = samples[: int.from_bytes(content[fact + 8 : fact + 12], "little") or None]
         return samples.mean(axis=1), file.samplerate
-
-
-def _raise_for_log(log: str) -> None:
-    """libsndfile shortens a cut WAV to what is there, and skips what is damaged in an Ogg: only its log tells, as the
-    cases WAV[:-1] and OGG of test_audio.py show. A WAV from a pipe does not know its length."""
-    for line in log.splitlines():
-        wav = re.match(r"data : (\d+) \(should be \d+\)", line)
-        if line.startswith(("Ogg:", "Ogg :")) or wav and int(wav[1]) < _LENGTH_UNKNOWN:
-            raise BadFile(f"is cut off or corrupt ({line}); place the whole file there")
-    if len(log) >= _LONGEST_LOG:
-        raise BadFile("has too much text in its header to be checked; remove its comments and pictures")
 
 
 def _resampled(mono: np.ndarray, rate: int, target: int) -> "torch.Tensor":

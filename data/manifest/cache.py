@@ -116,8 +116,11 @@ class Cache:
 
     def read(self, modality: str, cell: str) -> np.ndarray:
         """The stored form. Raises BadFile or OSError for what cannot be read any more."""
-        if self.folder is not None and (stored := self._kept_values(self.keys[modality, cell])) is not None:
-            return stored
+        if self.folder is not None:
+            if (stored := self._kept_values(self.keys[modality, cell])) is not None:
+                return stored
+            with suppress(OSError):  # damaged: the next start makes it again
+                self._path(self.keys[modality, cell]).unlink()
         if self.memory is not None and (modality, cell) in self.memory:
             return self.memory[modality, cell].copy()
         with one_thread():

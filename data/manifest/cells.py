@@ -27,6 +27,7 @@ FILE_SUFFIXES = {
 }
 _MODALITY_OF = {suffix: modality for modality, suffixes in FILE_SUFFIXES.items() for suffix in suffixes}
 _HIDDEN = ("thumbs.db", "desktop.ini")  # and every name that starts with a dot
+_AS_WRITTEN = ("parse_int", "parse_float", "parse_constant")  # numbers are texts: 1.10 is not 1.1
 _LAYOUT = "files lie as <split>/<class>/<name>"
 
 
@@ -96,15 +97,24 @@ def _read_objects(path: Path, text: str) -> Cells:
         if not line.strip():
             continue
         try:
-            rows[number] = json.loads(line)
+            rows[number] = json.loads(line, object_pairs_hook=_object, **dict.fromkeys(_AS_WRITTEN, str))
+            json.dumps(rows[number], ensure_ascii=False).encode()  # half a character cannot be written
             why = None if isinstance(rows[number], dict) else "it is another value"
-        except ValueError as error:
+            why = "it has a NUL" if "\\u0000" in line else why
+        except (ValueError, RecursionError) as error:
             why = str(error)
         if why:
             problem = f'is not a JSON object ({why}); write {{"image": "a.png", ...}} in each line'
             findings.append(Finding(number, None, line.strip(), problem))
     refuse(path, findings)
     return Cells(list(dict.fromkeys(name for row in rows.values() for name in row)), rows, [])
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name.strip() for name, _ in pairs]
+    if len(names) != len(set(names)):
+        raise ValueError("it has one key twice")
+    return dict(zip(names, (value for _, value in pairs), strict=True))
 
 
 def read_folder(folder: Path, root: Path, modalities: Sequence[str]) -> Cells:

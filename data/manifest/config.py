@@ -61,7 +61,7 @@ class ManifestConfig(DataConfig):
     cache: Literal["folder", "memory", "none"] = Field(
         "folder",
         description="folder: decoded files are kept in cache_folder, where later runs find them; memory: each is "
-        "decoded once in a run, and kept in memory; none: each is decoded again for each batch",
+        "decoded when it is first read, and kept in memory; none: each is decoded again for each batch",
     )
     cache_folder: str | None = Field(
         None, description="folder of decoded files; null: $DUET_CACHE, else the user's cache folder"

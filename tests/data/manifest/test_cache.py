@@ -319,7 +319,7 @@ class TestEntries:
 
     @pytest.mark.parametrize("damage", ["flip", "cut", "delete", "replace by a folder"])
     def test_what_is_damaged_is_decoded_again(self, config, table, tmp_path, decoded, damage):
-        """While training, and at the next start, which mends it where it is told by the facts."""
+        """While training, and at the next start, which mends it."""
         source = Manifest(config(**DEEP))
         expected = batches(source)
         path = source.cache._path(source.cache.keys["sequence", "3.npy"])
@@ -339,6 +339,7 @@ class TestEntries:
                 Manifest(config(**DEEP))
         else:
             assert_equal(batches(Manifest(config(**DEEP))), expected)
+            assert path.read_bytes() == entry
 
     def test_a_whole_folder_that_is_deleted_while_training(self, config, table):
         source = Manifest(config(**DEEP))

@@ -129,11 +129,20 @@ def test_lines_of_json(written):
         ('{"image": "a.png"', "Expecting ',' delimiter"),
         ('"a.png"', "it is another value"),
         ("3", "it is another value"),
+        ('{"label": "a\\ud800"}', "'utf-8' codec can't encode character"),
+        ('{"label": "a\\u0000"}', "it has a NUL"),
+        ('{"label": "a", " label": "b"}', "it has one key twice"),
+        ('{"label": ' + "[" * 100_000 + "]" * 100_000 + "}", "maximum recursion depth"),
     ],
 )
 def test_a_line_that_is_no_object(written, line, why):
     (found,) = lines_of(written('{"image": "a.png"}\n' + line + "\n", "my.jsonl"))
     assert found.startswith(" row 2, '") and f": is not a JSON object ({why}" in found and len(found) < 300
+
+
+def test_numbers_of_json_stay_as_they_are_written(written):
+    cells = read_cells(written('{"label": 1.10, "id": 10, "x": 1e1, "y": NaN}\n', "my.jsonl"))
+    assert cells.rows == {1: {"label": "1.10", "id": "10", "x": "1e1", "y": "NaN"}}
 
 
 def test_all_bad_lines_of_json_are_told_up_to_twenty(written):
