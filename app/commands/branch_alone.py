@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from app.commands.build import Run, build_run
+from app.commands.build import build_run
 from app.commands.root_config import parse_config
 from app.messages import progress_bar, run_command, survive_lost_output
 from app.records.checkpoint import load_checkpoint
@@ -58,7 +58,8 @@ def branch_alone(checkpoint: Path) -> int:
 def train_an_epoch(tree: dict[str, Any], checkpoint: Path, branch: str) -> tuple[float, int]:
     """Trains from a checkpoint with another config. Returns the branch's validation accuracy, and its samples."""
     run = build_run(*parse_config(tree), checkpoint)
-    _start_from_base_lrs(run)
+    state = run.learning_rates.state_dict()  # its reductions are undone: the lrs are the groups' own
+    run.learning_rates.load_state_dict(state | {"reduction": dict.fromkeys(state["reduction"], 1.0), "frozen": []})
     epoch, loader = run.position.epoch, run.loaders["train"]
     run.learning_rates.start_epoch(epoch=epoch, step=run.position.step)
     run.train_step.start_epoch(epoch)
@@ -84,11 +85,6 @@ def _for_one_epoch(tree: dict[str, Any], alone: str | None = None) -> dict[str, 
         gates = {**tree["balance"].get("gradients", {}), alone: {"fusion": 0.0, "own": 1.0}}
         tree["balance"]["gradients"] = gates
     return tree
-
-
-def _start_from_base_lrs(run: Run) -> None:
-    state = run.learning_rates.state_dict()
-    run.learning_rates.load_state_dict(state | {"reduction": dict.fromkeys(state["reduction"], 1.0), "frozen": []})
 
 
 if __name__ == "__main__":
