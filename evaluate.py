@@ -53,7 +53,6 @@ def main(arguments: list[str] | None = None) -> int:
         "compare-<split or table> in evaluation of the first's",
     )
     parser.add_argument("--by", metavar="COLUMN", action="append", help="accuracy by that column of the table, too")
-    parser.add_argument("--robustness", action="store_true", help="accuracy under rising noise on each input, too")
     parser.add_argument("--temperature", action="store_true", help="fit one on val; store it for all predictions")
     parser.add_argument("--device", choices=DEVICES, default="auto")
     precision = "default: that of the training, but fp32 where bf16 takes clearly longer"
@@ -70,8 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def check_options(args: argparse.Namespace) -> None:
     """Raises ValueError for two that do not go together."""
-    alone = ("robustness", "temperature")
-    refused = {"compare": (*alone, "by"), "late_fusion": (*alone, "manifest", "root")}
+    refused = {"compare": ("temperature", "by"), "late_fusion": ("temperature", "manifest", "root")}
     for option, names in refused.items():
         for name in names if getattr(args, option) else ():
             if getattr(args, name):
@@ -143,9 +141,8 @@ def make_report(
     """
     known, first = predictions.labelled(), models[0]
     if not len(known):
-        for option in ("by", "robustness"):
-            if getattr(args, option):
-                warn(f"--{option}: no row has a label, so there is no accuracy to tell")
+        if args.by:
+            warn("--by: no row has a label, so there is no accuracy to tell")
         return {}
     report = scores_of(known, first.objective)
     for mistake in report["worst_mistakes"]:
@@ -160,8 +157,6 @@ def make_report(
     if args.by:
         of_known = [row for row, label in zip(cells, predictions.label.tolist(), strict=True) if label >= 0]
         report["by"] = {column: accuracy_by_column(column, of_known, known.correct) for column in args.by}
-    if args.robustness:
-        report["robustness"] = first.robustness(split)
     if args.late_fusion:
         prior = dict(zip(first.class_names, first.prior.tolist(), strict=True))
         return report | {"prior": prior, "checkpoints": [model.origin() for model in models]}

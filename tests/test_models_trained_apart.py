@@ -180,7 +180,7 @@ def test_what_cannot_be_compared_is_refused_in_a_line(digits, tmp_path, capsys):
     assert "checkpoint nowhere.pt does not exist" in refusal(capsys, "--compare", image, "nowhere.pt", *output)
     new = refusal(capsys, "--compare", image, both, "--manifest", "new.csv", *output)
     assert new.startswith("error: --manifest: the checkpoint was trained with data.source=digits")
-    for option in (["--by", "x"], ["--temperature"], ["--robustness"]):
+    for option in (["--by", "x"], ["--temperature"]):
         expected = f"error: {option[0]}: is for one --checkpoint, not for --compare; take one of the two out"
         assert refusal(capsys, "--compare", image, both, *option, *output) == expected
     for others in (["--checkpoint", str(image)], ["--late-fusion", str(image), str(both)]):

@@ -13,8 +13,7 @@ from app.commands.build import ModelAndData, build_loader, build_model_and_data,
 from app.commands.open_run import SKIPPED
 from app.commands.root_config import not_default, read_part
 from app.evaluation.modality_use import answers, describe_use
-from app.evaluation.predictions import INPUTS, Predictions, predict
-from app.evaluation.scores import share
+from app.evaluation.predictions import Predictions, predict
 from app.messages import warn
 from app.randomness import make_deterministic
 from app.records.checkpoint import load_checkpoint, save_checkpoint
@@ -23,14 +22,11 @@ from app.training.objective import BRANCHES, Objective
 from app.training.precision import choose_device, slow_precision
 from app.training.state import ModelState
 from data.loaders import Batches
-from data.noise import Noisy
 from data.spec import SPLITS, DataConfig, DataSpec
 from data.split import Split
 from models.fusion_classifier import FusionClassifier
 from models.temporal_branch import lstm_in_fp32
 
-# Deviations of the noise that robustness is measured with; see data/noise.py for their units.
-NOISE = {"image": (0.0, 0.125, 0.25, 0.5, 1.0), "sequence": (0.0, 0.5, 1.0, 2.0, 4.0)}
 SHUFFLED_TOGETHER = 64  # samples among which an input is shuffled, at least
 
 
@@ -108,20 +104,6 @@ class Trained:
         batch_size = max(self.data_config.batch_size, SHUFFLED_TOGETHER)
         batches = self._batches(self.parts.splits[split], batch_size, shuffle=True)
         return describe_use(answers(self.parts.model, batches, **self.placement), self.stand_ins)
-
-    def robustness(self, split: str) -> dict[str, list[dict[str, Any]]]:
-        """{input: what is right of the labelled samples that have it, for each deviation of the noise on it}"""
-        found: dict[str, list[dict[str, Any]]] = {}
-        for branch in self.branches:
-            curve = found.setdefault(INPUTS[branch], [])
-            for deviation in NOISE[INPUTS[branch]]:
-                dataset = Noisy(self.parts.splits[split], **{INPUTS[branch]: deviation})
-                predictions = self._predict(dataset, self.temperature).labelled()
-                right = predictions.correct[predictions.has(branch)]
-                accuracy = share(int(right.sum()), len(right))
-                curve.append({"noise": deviation, "samples": len(right), "accuracy": accuracy["value"]})
-                curve[-1]["interval_95"] = accuracy["interval_95"]
-        return found
 
     def _batches(self, dataset: Split, batch_size: int | None = None, **order: Any) -> Batches:
         config = self.data_config.model_copy(update={"batch_size": batch_size} if batch_size else {})

@@ -64,22 +64,6 @@ def reliability_figure(curves: dict[str, list[dict[str, float]]]) -> Figure:
     return figure
 
 
-def robustness_figure(curves: dict[str, list[dict[str, float]]]) -> Figure:
-    """curves: by input, "accuracy" along "noise", with its "interval_95"."""
-    figure = Figure(figsize=(3.6 * len(curves), 3.0), layout="constrained")
-    units = {"image": "1 is black to white", "sequence": "deviations"}
-    for axes, (name, curve), color in zip(
-        figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), COLORS, strict=False
-    ):
-        noise, accuracy = ([of[key] for of in curve] for key in ("noise", "accuracy"))
-        low, high = zip(*(of["interval_95"] for of in curve), strict=True)
-        axes.fill_between(noise, low, high, color=color, alpha=0.2, linewidth=0)
-        axes.plot(noise, accuracy, color=color, marker="o", markersize=4)
-        axes.set(ylim=(0, 1.02), xlabel=f"noise on the {name} ({units[name]})", ylabel="accuracy")
-        _plain(axes)
-    return figure
-
-
 def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="0.92", linewidth=0.8)

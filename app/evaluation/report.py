@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from app.evaluation.figures import as_png, confusion_figure, reliability_figure, robustness_figure
+from app.evaluation.figures import as_png, confusion_figure, reliability_figure
 from app.evaluation.metrics import RECALL
 from app.evaluation.page import make_page
 from app.evaluation.predictions import INPUTS, Predictions
@@ -29,7 +29,7 @@ from app.messages import format_table, visible, writing
 from app.records.run_log import to_json
 from app.training.objective import Objective
 
-FIGURES = ("confusion_matrix", "reliability", "worst_mistakes", "robustness")
+FIGURES = ("confusion_matrix", "reliability", "worst_mistakes")
 REPORT = ("report.json", "report.html", *(f"{name}.png" for name in FIGURES))
 
 
@@ -133,8 +133,6 @@ def draw_figures(report: dict[str, Any]) -> dict[str, Figure]:
         if after := calibration.get("with_temperature"):
             curves[f"with temperature {calibration['temperature']['value']:.2f}"] = after["bins"]
         figures["reliability"] = reliability_figure(curves)
-    if robustness := report.get("robustness"):
-        figures["robustness"] = robustness_figure(robustness)
     return figures
 
 
@@ -167,9 +165,6 @@ def _in_lines(report: dict[str, Any]) -> Iterator[str]:
     if pairs := report["confused_pairs"][:3]:
         named = (f"{pair['true']} taken for {pair['predicted']}: {pair['samples']}" for pair in pairs)
         yield visible(f"most confused: {', '.join(named)}")
-    for name, curve in report.get("robustness", {}).items():
-        points = (f"{of['accuracy']:.3f} at {of['noise']:g}" for of in curve)
-        yield f"accuracy under noise on the {name}: {', '.join(points)}"
 
 
 def _describe_calibration(calibration: dict[str, Any], split: str) -> str:

@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 from app.evaluation.certainty import describe_certainty
 from app.evaluation.predictions import Predictions
 from app.evaluation.report import FIGURES, scores_of, write_predictions, write_report
-from app.evaluation.scores import accuracy_by_column, share
+from app.evaluation.scores import accuracy_by_column
 from app.training.objective import BRANCHES, Objective
 
 HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=y>', "{{ 7 * 7 }}"]
 SECTIONS = ["Does the model use both inputs?", "Classes", "The worst mistakes", "How far to trust its probabilities"]
-SECTIONS += ["Subgroups", "Under noise", "What made the checkpoint"]
+SECTIONS += ["Subgroups", "What made the checkpoint"]
 
 
 class Page(HTMLParser):
@@ -64,10 +64,6 @@ def report_of(predictions, whole=True):
         report["calibration"]["temperature"] = temperature
         cells = [{"speaker": HOSTILE[i % 2]} for i in range(len(predictions))]
         report["by"] = {"speaker": accuracy_by_column("speaker", cells, predictions.correct)}
-        noise = [
-            {"noise": n, "samples": 60, "accuracy": 0.5, "interval_95": share(30, 60)["interval_95"]} for n in (0, 1)
-        ]
-        report["robustness"] = {"image": noise, "sequence": noise}
         use = {"own_head": 0.5, "other_absent": 0.4, "other_absent_was_trained": False, "shuffled": 0.3}
         use |= {"shuffling_costs": 0.2, "interval_95": [0.1, 0.3], "verdict": "used", "in_words": "used: it costs"}
         report["modality_use"] = {
@@ -89,7 +85,7 @@ def test_the_page_is_one_file_without_any_address_and_shows_names_as_text(predic
     without_pictures = re.sub(r"data:[\w/;,+=]+", "", text)
     assert not re.search(r"https?:|//|url\(|@import", without_pictures)
     assert "script" not in page.tags and "alert(1)" in text and "{{ 7 * 7 }}" in text and "49 " not in page.headings
-    assert page.tags.count("img") == len(page.addresses) == (4 if whole else 2)
+    assert page.tags.count("img") == len(page.addresses) == (3 if whole else 2)
     assert ("in the table" in text) == whole
     assert page.headings == (SECTIONS if whole else ["Classes", "The worst mistakes", "Subgroups", SECTIONS[-1]])
     assert sorted(files) == sorted(path.name for path in tmp_path.iterdir())
