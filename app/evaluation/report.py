@@ -30,6 +30,7 @@ from app.records.run_log import to_json
 from app.training.objective import Objective
 
 FIGURES = ("confusion_matrix", "reliability", "worst_mistakes")
+TABLE = 12  # classes up to which the confusion matrix is printed
 REPORT = ("report.json", "report.html", *(f"{name}.png" for name in FIGURES))
 
 
@@ -152,6 +153,7 @@ def describe_report(report: dict[str, Any]) -> str:
         f"macro F1: {report['macro_f1']:.4f} ({_ends(report['macro_f1_interval_95'])}); balanced accuracy: "
         f"{report['balanced_accuracy']:.4f} ({_ends(report['balanced_accuracy_interval_95'])})",
         "\n".join(_in_lines(report)),
+        *([_confusion_table(report)] if len(report["class_names"]) <= TABLE else []),
         *(_subgroups(column, of) for column, of in report.get("by", {}).items()),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -195,3 +197,12 @@ def _subgroups(column: str, of: dict[str, Any]) -> str:
     words = f"by {column}: smallest {smallest or '(empty)'} ({groups[smallest]['samples']} samples), "
     words += f"worst {worst or '(empty)'} ({groups[worst]['accuracy']:.4f})"
     return f"{_table_of(column, groups)}\n{visible(words)}"
+
+
+def _confusion_table(report: dict[str, Any]) -> str:
+    names = report["class_names"]
+    recall = {name: "-" if math.isnan(value) else f"{value:.3f}" for name, value in report["recall"].items()}
+    rows = [("true \\ predicted", *names, "recall")]
+    for name, row in zip(names, report["confusion_matrix"], strict=True):
+        rows.append((name, *(str(count) if count else "." for count in row), recall[name]))
+    return format_table(rows)
