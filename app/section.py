@@ -114,6 +114,10 @@ def _bounds(kind: dict[str, Any]) -> str:
 
 
 def _line(error: dict[str, Any], schema: dict[str, Any], key: str) -> str:
+    if error["type"] == "invalid_key" or error["loc"][-1] == "[key]":
+        *above, name = (part for part in error["loc"] if part != "[key]")
+        key = _locate(tuple(above), schema, key)[0]
+        return f"{join_key(key, name)}: a name is a text; put {name} in quotes"
     key, schema, around, tag_key = _locate(error["loc"], schema, key)
     value = error["input"]
     match error["type"]:

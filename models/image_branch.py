@@ -154,7 +154,7 @@ def measure_dims(network: nn.Module, image_size: int, architecture: str) -> Dims
         with torch.no_grad():
             encoded = encode_image(network, torch.zeros(1, 3, image_size, image_size), with_tokens=True)
     except (AssertionError, RuntimeError, ValueError) as error:
-        reason, built_for = str(error).splitlines()[0], getattr(network, "image_size", 224)
+        reason, built_for = (str(error) or type(error).__name__).splitlines()[0], getattr(network, "image_size", 224)
         raise ValueError(
             f"{architecture} cannot read images of {image_size} x {image_size} pixels ({reason}); set "
             f"data.image_size={built_for}, which it is built for, or choose another architecture"

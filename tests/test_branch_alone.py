@@ -52,4 +52,4 @@ def test_a_model_of_one_branch_is_an_error(tmp_path, capsys):
     assert train.main(["--config", config, f"run.folder={tmp_path}", *one_branch, *quick]) == 0
     checkpoint = tmp_path / "smoke" / "checkpoints" / "last.pt"
     assert branch_alone.main([str(checkpoint)]) == 2
-    assert "is of a model of one branch, which no other can starve" in capsys.readouterr().err
+    assert "is of a model in which no fusion trains a branch beside another one" in capsys.readouterr().err

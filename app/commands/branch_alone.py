@@ -20,6 +20,7 @@ from app.commands.root_config import parse_config
 from app.messages import progress_bar, run_command, survive_lost_output
 from app.records.checkpoint import load_checkpoint
 from app.training.objective import BRANCHES
+from models.fusion import FUSIONS
 
 GAIN = 0.05  # in validation accuracy: the least by which a starved branch learns more alone
 
@@ -36,16 +37,18 @@ def branch_alone(checkpoint: Path) -> int:
     """Prints the verdict. Raises ValueError for a model of one branch, or whose fusion trains no branch."""
     saved = load_checkpoint(checkpoint)
     tree, val = saved["config"], saved["val"]
-    branches = [name for name in BRANCHES if f"{name}/accuracy" in val]
-    if len(branches) < 2:
-        raise ValueError(f"{checkpoint} is of a model of one branch, which no other can starve")
-    branch = min(branches, key=lambda name: val[f"{name}/accuracy"])
+    config = parse_config(tree)[0]
+    accuracies = {name: val[f"{name}/accuracy"] for name in BRANCHES if f"{name}/accuracy" in val}
+    gates = config.balance.gradients
+    known = [name for name, value in accuracies.items() if getattr(gates, name).fusion > 0 and value >= 0]  # no NaN
+    if len(accuracies) < 2 or not known or not FUSIONS[config.model.fusion_head.method].has_parameters:
+        raise ValueError(f"{checkpoint} is of a model in which no fusion trains a branch beside another one")
+    branch = min(known, key=accuracies.__getitem__)
     joint, samples = train_an_epoch(_for_one_epoch(tree), checkpoint, branch)
     alone, _ = train_an_epoch(_for_one_epoch(tree, alone=branch), checkpoint, branch)
     # Two deviations of the difference of two accuracies, at most.
     chance = 2 * math.sqrt(0.5 / samples) if samples else math.inf
-    own = val[f"{branch}/accuracy"]
-    print(f"{branch}: validation accuracy of its own head {own:.4f} (fused {val['accuracy']:.4f})")
+    print(f"{branch}: validation accuracy of its own head {accuracies[branch]:.4f} (fused {val['accuracy']:.4f})")
     print(f"after one epoch more: {joint:.4f} with the gates of the run, {alone:.4f} from its own head's loss alone")
     if alone - joint > max(GAIN, chance):
         remedy = f"set balance.gradients.{branch}.own=1 (configs/examples/balanced.yaml)"
@@ -77,10 +80,10 @@ def _for_one_epoch(tree: dict[str, Any], alone: str | None = None) -> dict[str, 
     """A run's config with constant lrs and nothing frozen. alone: the branch that learns from its own head alone."""
     tree = copy.deepcopy(tree)
     tree["learning_rates"] = {"warmup_steps": 0, "reductions": []}
+    tree["balance"] = {**tree.get("balance", {}), "learning_rates": None}
     for group in tree["optimizer"]["groups"].values():
         for key in ("freeze_until", "freeze_from", "unfreeze_warmup_steps"):
             group.pop(key, None)
-    tree["balance"] = {**tree.get("balance", {}), "learning_rates": None}
     if alone:
         gates = {**tree["balance"].get("gradients", {}), alone: {"fusion": 0.0, "own": 1.0}}
         tree["balance"]["gradients"] = gates

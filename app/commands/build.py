@@ -64,12 +64,9 @@ class ModelAndData:
     def branches(self) -> list[str]:
         return list(self.model.unimodal_heads)
 
-    def first_batch(self, config: DataConfig) -> Batch | None:
-        """The first samples of a split, as the model reads them; None where no split has samples."""
-        for split in self.splits.values():
-            if len(split):
-                return split[0, torch.arange(min(config.batch_size, len(split)))]
-        return None
+    def first_batch(self) -> Batch | None:
+        """The first 8 samples of a split, as the model reads them; None where no split has samples."""
+        return next((split[0, torch.arange(min(8, len(split)))] for split in self.splits.values() if len(split)), None)
 
 
 @dataclass

@@ -29,7 +29,7 @@ def describe_run(run: Run) -> str:
                 f"note: these weights are made for images of {size} pixels; data.image_size is {config.data.image_size}"
             )
     lines.append(f"device: {run.device}, precision: {config.run.precision}, optimizer: {config.optimizer.name}")
-    if slow := slow_precision(run.parts.model, run.parts.first_batch(config.data), **run.placement, training=True):
+    if slow := slow_precision(run.parts.model, run.parts.first_batch, **run.placement, training=True):
         lines.append(f"warning: {slow}; run.precision=fp32 is the remedy")
     if note := lstm_in_fp32(run.parts.model.temporal_branch, **run.placement):
         lines.append(f"note: {note}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from app.commands.root_config import Config
+from app.messages import survive_lost_output
 from app.section import describe, schema_of, sections_of, tag_key_of, tag_of
 
 ROOT = Path(__file__).parents[2]
@@ -82,4 +83,5 @@ def _default(value: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    survive_lost_output()
     sys.exit(main())

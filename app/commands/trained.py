@@ -14,7 +14,7 @@ from app.commands.open_run import SKIPPED
 from app.commands.root_config import not_default, read_part
 from app.evaluation.modality_use import answers, describe_use
 from app.evaluation.predictions import Predictions, predict
-from app.messages import warn
+from app.messages import Findings, warn
 from app.randomness import make_deterministic
 from app.records.checkpoint import load_checkpoint, save_checkpoint
 from app.records.run_folder import lock_run_folder, run_folder_of
@@ -169,7 +169,11 @@ def build_trained(
     if isinstance(tree["model"]["image_branch"], dict):
         tree["model"]["image_branch"]["weights"] = "none"  # they come from the checkpoint
     keys = ("data", "model", "loss", "run.seed", "run.precision")
-    data, model_config, loss, seed, trained_in = (read_part(tree, key) for key in keys)
+    try:
+        data, model_config, loss, seed, trained_in = (read_part(tree, key) for key in keys)
+    except Findings as error:
+        remedy = "use the release of Duet that wrote it, or train again"
+        raise ValueError(f"checkpoint {checkpoint}: its config is of another release ({error}); {remedy}") from None
     device = choose_device(device_name)
     rows = {"saved": saved, "manifest": manifest, "root": root}
     parts = build_model_and_data(model_config, data, seed=seed, device=device, **rows)
@@ -177,7 +181,7 @@ def build_trained(
     objective = build_objective(loss, DataSpec.from_dict(saved["data_spec"]), torch.device("cpu"))
     placement = {"device": device, "precision": precision or trained_in}
     notes = []
-    slow = slow_precision(parts.model, parts.first_batch(data), **placement, training=False)
+    slow = slow_precision(parts.model, parts.first_batch, **placement, training=False)
     if slow and precision is None:
         placement["precision"] = "fp32"
         notes.append(f"trained in bf16, evaluated in fp32: {slow}; --precision bf16 takes it all the same")

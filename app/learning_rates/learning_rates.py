@@ -328,21 +328,22 @@ class LearningRates:
         return restarted
 
     def _load_rules(self, saved: list[dict[str, Any]]) -> list[str]:
-        """Of the rules of a group that are of one kind and watch one monitor, the n-th continues the n-th saved one.
+        """Of the rules of a group that are of one kind and watch one monitor, each continues a saved one of the same
+        settings; of the others the n-th continues the n-th.
 
         Returns what starts from the beginning.
         """
         restarted, waiting = [], list(saved)
         for rule in self.rules:
-            state = next(filter(rule.is_same_kind, waiting), None)
-            if state is None:
-                kind = f"{rule.config.rule} on {rule.config.monitor}"
-                restarted.append(
-                    f"reductions[{rule.index}] for {rule.group} (the checkpoint has no {kind} left for it)"
-                )
+            taken = [other.settings for other in self.rules if other.group == rule.group]
+            alike = [state for state in waiting if rule.is_same_kind(state)]
+            found = [state for state in alike if state["settings"] == rule.settings]
+            if found := found or [state for state in alike if state["settings"] not in taken]:
+                waiting.remove(found[0])
+                restarted += rule.load_state_dict(found[0])
             else:
-                waiting.remove(state)
-                restarted += rule.load_state_dict(state)
+                none = f"the checkpoint has no {rule.config.rule} on {rule.config.monitor} left for it"
+                restarted.append(f"reductions[{rule.index}] for {rule.group} ({none})")
         return restarted
 
     def _warmup(self, group: str, step: int) -> float:

@@ -1,13 +1,13 @@
 """Where and in which number format a model runs."""
 
 import time
+from collections.abc import Callable
 from statistics import median
 
 import torch
 from torch import nn
 
 _CLEARLY_SLOWER = 2  # in bf16_slowdown
-_SAMPLES = 8  # of a batch, at most, that bf16_slowdown runs
 _SECONDS = 0.5  # after which bf16_slowdown starts no further trial
 
 
@@ -16,13 +16,13 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def slow_precision(
-    model: nn.Module, batch: dict[str, torch.Tensor] | None, *, device: torch.device, precision: str, training: bool
+    model: nn.Module, first_batch: Callable[[], dict | None], *, device: torch.device, precision: str, training: bool
 ) -> str | None:
     """Says by how much bf16 is slower than fp32, where it is clearly so: on a CPU without instructions for it.
 
-    batch, training: see bf16_slowdown; without a batch nothing is measured.
+    first_batch, training: see bf16_slowdown; without a batch nothing is measured.
     """
-    if device.type != "cpu" or precision != "bf16" or batch is None:
+    if device.type != "cpu" or precision != "bf16" or (batch := first_batch()) is None:
         return None
     slowdown = bf16_slowdown(model, batch, training=training)
     if slowdown < _CLEARLY_SLOWER:
@@ -36,10 +36,10 @@ def bf16_slowdown(model: nn.Module, batch: dict[str, torch.Tensor], *, training:
     The model runs in eval mode, so it draws no random number and no norm's statistics move.
 
     Args:
-        batch: "image", "sequence", "length", "present" as the model reads them; the first 8 samples are run.
+        batch: "image", "sequence", "length", "present" as the model reads them.
         training: with the backward pass.
     """
-    inputs = [batch[name][:_SAMPLES] for name in ("image", "sequence", "length", "present")]
+    inputs = [batch[name] for name in ("image", "sequence", "length", "present")]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def seconds(precision: str) -> float:

@@ -483,3 +483,17 @@ def test_differences_name_the_leaves_that_changed():
     assert differences(rules, changed) == ["rules[1].patience: 1 -> 5"]
     assert differences(rules, {"rules": []}) == [f"rules: {rules['rules']} -> []"]
     assert differences(old, {"a": {"b": 2, "c": [1, 2]}, "e": 4}) == ["a.b: 1 -> 2", "d: 3 -> None", "e: None -> 4"]
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "name"),
+    [
+        ("learning_rates.schedules={1: {name: cosine}}", "learning_rates.schedules", 1),
+        ("optimizer.groups={2: {lr: 0.1}}", "optimizer.groups", 2),
+        ("run={3: 1}", "run", 3),
+    ],
+)
+def test_a_name_that_yaml_reads_as_something_else_is_one_line(override, key, name):
+    with pytest.raises(Findings) as error:
+        load_config(ROOT / "configs" / "smoke.yaml", [override])
+    assert f"{key}.{name}: a name is a text; put {name} in quotes" in str(error.value).splitlines()

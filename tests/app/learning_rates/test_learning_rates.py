@@ -381,7 +381,9 @@ def test_the_nth_rule_of_a_group_kind_and_monitor_continues_the_nth_saved_one():
     one, other, accuracy = (reduction(["image_branch", "fusion_head"], **change) for change in changes)
     assert counted(one, other, accuracy, rules=[one, other, accuracy]) == ([1, 2, 3, 4, 5, 6], [])
     assert counted(one, other, accuracy, rules=[accuracy, one, other]) == ([5, 6, 1, 2, 3, 4], [])
-    assert counted(one, other, accuracy, rules=[other, accuracy]) == ([1, 2, 5, 6], [])
+    assert counted(one, other, accuracy, rules=[other, accuracy]) == ([3, 4, 5, 6], [])  # by its settings
+    third = reduction(["image_branch", "fusion_head"], patience=8)
+    assert counted(one, accuracy, rules=[third, accuracy]) == ([1, 2, 3, 4], [])
 
 
 def test_a_rule_without_a_partner_starts_from_the_beginning_and_is_named():

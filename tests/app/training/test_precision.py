@@ -27,7 +27,7 @@ def test_a_device_that_is_not_there_is_refused():
 )
 def test_bf16_that_is_clearly_slower_is_reported(monkeypatch, device, precision, slowdown, expected):
     monkeypatch.setattr(precision_module, "bf16_slowdown", lambda model, batch, training: slowdown)
-    text = slow_precision(None, {}, device=torch.device(device), precision=precision, training=True)
+    text = slow_precision(None, dict, device=torch.device(device), precision=precision, training=True)
     assert text is None if expected is None else text.startswith(expected)
 
 
@@ -53,4 +53,6 @@ def test_the_probe_measures_the_model_in_bf16_against_fp32(monkeypatch, small_mo
 
 
 def test_without_samples_nothing_is_measured(small_model):
-    assert slow_precision(small_model, None, device=torch.device("cpu"), precision="bf16", training=False) is None
+    assert (
+        slow_precision(small_model, lambda: None, device=torch.device("cpu"), precision="bf16", training=False) is None
+    )
